@@ -1,0 +1,5 @@
+"""ling: the Ling 2.0 system (sparse MoE model, training, conversion, evaluation, serving) in one package."""
+
+from ling.version import __version__
+
+__all__ = ["__version__"]
