@@ -1,0 +1,30 @@
+"""Checks across sections. Checks of one field stand beside the field."""
+
+from typing import TYPE_CHECKING
+
+from ling.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ling.config.recipe import Recipe
+
+
+def check_recipe(recipe: "Recipe") -> None:
+    """Raise ConfigError for sections that contradict each other."""
+    longest = recipe.data.max_document_tokens
+    if longest > recipe.model.max_position_embeddings:
+        raise ConfigError(
+            f"data.max_document_tokens {longest} is beyond model.max_position_embeddings "
+            f"{recipe.model.max_position_embeddings}; lower the first or raise the second"
+        )
+    if longest > recipe.train.tokens_per_step:
+        raise ConfigError(
+            f"data.max_document_tokens {longest} does not fit into train.tokens_per_step "
+            f"{recipe.train.tokens_per_step}; lower the first or raise the second"
+        )
+    span = recipe.train.average_last * recipe.train.average_every
+    if span > recipe.train.steps:
+        raise ConfigError(
+            f"train.average_last {recipe.train.average_last} snapshots every train.average_every "
+            f"{recipe.train.average_every} steps span {span} steps, but train.steps is {recipe.train.steps}; "
+            "lower either (or average_last=0)"
+        )

@@ -1,0 +1,203 @@
+"""Read any published spelling of `config.json` and write every key explicitly (spec: model.md 2).
+
+Engines build a different network, without a word, when some keys are missing or spelt the other way. So reading
+resolves every spelling here and nowhere else, refuses what would be another network, and writing leaves nothing out.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ling.config.model import ModelConfig, RopeScaling
+from ling.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURE = "BailingMoeV2ForCausalLM"
+MODEL_TYPE = "bailing_moe"
+
+# Keys whose published name and meaning are the field's.
+_PLAIN = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "first_k_dense_replace",
+    "num_attention_heads", "use_qk_norm", "use_qkv_bias", "use_bias", "num_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "moe_shared_expert_intermediate_size", "routed_scaling_factor",
+    "moe_router_enable_expert_bias", "max_position_embeddings", "num_nextn_predict_layers",
+    "mtp_loss_scaling_factor", "rms_norm_eps", "tie_word_embeddings", "initializer_range", "pad_token_id",
+)  # fmt: skip
+
+# What the network does anyway; any other value would be another network.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "score_function": ("sigmoid",),
+    "norm_topk_prob": (True,),
+    "use_rmsnorm": (True,),
+    "attention_dropout": (0, 0.0),
+    "embedding_dropout": (0, 0.0),
+    "output_dropout": (0, 0.0),
+    "norm_head": (False,),
+}
+
+# Read elsewhere, or without meaning for the network. Anything else is announced as ignored.
+_SILENT = {
+    "architectures", "model_type", "auto_map", "transformers_version", "use_cache", "max_window_layers",
+    "output_router_logits", "quantization_config", "bos_token_id", "_name_or_path", "return_dict",
+    "output_attentions", "output_hidden_states", "router_dtype",
+}  # fmt: skip
+_RESOLVED = {
+    "num_key_value_heads", "head_dim", "num_shared_experts", "n_group", "topk_group", "rope_theta", "rotary_dim",
+    "partial_rotary_factor", "rope_scaling", "rope_parameters", "eos_token_id", "torch_dtype", "dtype",
+}  # fmt: skip
+
+
+def read_published(config: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+    """Build the ModelConfig that a published `config.json` means.
+
+    config  the parsed JSON; a nested `llm_config` is followed
+    where   file name for messages
+    Raises ConfigError for another architecture, a contradiction, or a setting this network does not have.
+    """
+    config = config.get("llm_config") or config
+    _check_architecture(config, where)
+    for key, allowed in _FIXED.items():
+        if key in config and config[key] is not None and config[key] not in allowed:
+            raise ConfigError(f"{where}: {key} = {config[key]!r} is another network; Ling 2.0 has {allowed[0]!r}")
+    # null means the default, but for the padding id: there it means that there is none.
+    fields = {k: config[k] for k in _PLAIN if k in config and (config[k] is not None or k == "pad_token_id")}
+    fields |= _attention_fields(config)
+    fields |= _expert_fields(config)
+    fields |= _rope_fields(config, fields["head_dim"], where)
+    eos = config.get("eos_token_id", ModelConfig.__dataclass_fields__["eos_token_id"].default)
+    fields["eos_token_id"] = tuple(eos) if isinstance(eos, list | tuple) else eos
+    fields["torch_dtype"] = _dtype(config, where)
+    ignored = sorted(set(config) - set(_PLAIN) - set(_FIXED) - _SILENT - _RESOLVED)
+    if ignored:
+        logger.warning("%s: ignoring keys without meaning for Ling 2.0: %s", where, ", ".join(ignored))
+    try:
+        return ModelConfig(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{where}: a value has the wrong type: {error}") from None
+
+
+def write_published(model: ModelConfig) -> dict[str, Any]:
+    """Return `config.json` for `model` with every key that any known engine reads, spelt out."""
+    return {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        **{key: getattr(model, key) for key in _PLAIN},
+        "num_key_value_heads": model.num_key_value_heads,
+        "head_dim": model.head_dim,
+        "num_shared_experts": model.num_shared_experts,
+        "moe_shared_expert_intermediate_size": (
+            model.moe_shared_expert_intermediate_size or model.moe_intermediate_size
+        ),
+        "n_group": model.n_group,
+        "topk_group": model.topk_group,
+        "rope_theta": model.rope_theta,
+        "rotary_dim": model.rotated_dim,
+        "partial_rotary_factor": _partial_rotary_factor(model.rotated_dim, model.head_dim),
+        "rope_scaling": _write_rope_scaling(model.rope_scaling),
+        "eos_token_id": list(eos) if isinstance(eos := model.eos_token_id, tuple) else eos,
+        "torch_dtype": model.torch_dtype,
+        "router_dtype": "fp32",
+        "use_cache": True,
+        **{key: allowed[-1] for key, allowed in _FIXED.items() if key != "norm_head"},
+    }
+
+
+def _check_architecture(config: Mapping[str, Any], where: str) -> None:
+    names = config.get("architectures") or []
+    if names and ARCHITECTURE not in names:
+        raise ConfigError(f"{where}: architecture {', '.join(map(str, names))} is not {ARCHITECTURE}")
+    if not names and config.get("model_type") not in (MODEL_TYPE, "bailing_moe_v2"):
+        raise ConfigError(f"{where}: neither architectures nor model_type says that this is {ARCHITECTURE}")
+
+
+def _attention_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = ModelConfig.__dataclass_fields__
+    heads = config.get("num_attention_heads") or defaults["num_attention_heads"].default
+    hidden = config.get("hidden_size") or defaults["hidden_size"].default
+    # A missing head_dim is the class default, a null one is hidden / heads: the published class does so.
+    head_dim = config.get("head_dim", defaults["head_dim"].default) or hidden // heads
+    kv_heads = config.get("num_key_value_heads", defaults["num_key_value_heads"].default) or heads
+    return {"head_dim": head_dim, "num_key_value_heads": kv_heads}
+
+
+def _expert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = ModelConfig.__dataclass_fields__
+    # null and 0 both mean "none" for shared experts and groups; only a missing key means the default.
+    return {
+        key: config.get(key, defaults[key].default) or 0 for key in ("num_shared_experts", "n_group", "topk_group")
+    }
+
+
+def _rope_fields(config: Mapping[str, Any], head_dim: int, where: str) -> dict[str, Any]:
+    """Resolve rotary width, base and scaling from either generation of spellings."""
+    nested = config.get("rope_parameters") or {}
+    merged = {**nested, **{k: v for k, v in config.items() if v is not None}}
+    theta = merged.get("rope_theta", ModelConfig.__dataclass_fields__["rope_theta"].default)
+    by_dim, by_factor = merged.get("rotary_dim") or None, merged.get("partial_rotary_factor")
+    if by_dim is not None and by_factor is not None and by_dim != int(head_dim * by_factor):
+        raise ConfigError(
+            f"{where}: rotary_dim {by_dim} contradicts partial_rotary_factor {by_factor} "
+            f"(of head_dim {head_dim}: {int(head_dim * by_factor)}); keep the right one"
+        )
+    rotary_dim = by_dim if by_dim is not None else int(head_dim * by_factor) if by_factor is not None else head_dim
+    return {"rope_theta": theta, "rotary_dim": rotary_dim, "rope_scaling": _read_rope_scaling(config, where)}
+
+
+def _partial_rotary_factor(rotated_dim: int, head_dim: int) -> float:
+    """Return the factor from which `int(head_dim * factor)`, as engines compute it, gives `rotated_dim`."""
+    factor = rotated_dim / head_dim
+    return factor if int(head_dim * factor) == rotated_dim else math.nextafter(factor, 2.0)
+
+
+def _read_rope_scaling(config: Mapping[str, Any], where: str) -> RopeScaling | None:
+    raw = config.get("rope_scaling") or config.get("rope_parameters")
+    if not raw:
+        return None
+    kind = raw.get("rope_type") or raw.get("type") or "default"
+    if raw.get("type", kind) != kind:
+        raise ConfigError(f"{where}: rope_scaling.type {raw['type']} contradicts rope_type {kind}")
+    if kind == "default":
+        return None
+    if kind not in ("linear", "yarn"):
+        raise ConfigError(f"{where}: rope_scaling type {kind} is not supported; use linear or yarn")
+    names = set(RopeScaling.__dataclass_fields__) - {"type"}
+    unknown = set(raw) - names - {"type", "rope_type", "rope_theta", "partial_rotary_factor", "rotary_dim"}
+    if unknown:
+        raise ConfigError(f"{where}: unknown rope_scaling key {', '.join(sorted(unknown))}")
+    # beta_fast/beta_slow: null and 0 mean "not given" in the published rotary code.
+    given = {
+        key: raw[key]
+        for key in names & set(raw)
+        if raw[key] is not None and not (key.startswith("beta") and not raw[key])
+    }
+    if kind == "yarn" and "original_max_position_embeddings" not in given:
+        given["original_max_position_embeddings"] = config.get("max_position_embeddings", 32768)
+    if "factor" not in given:
+        raise ConfigError(f"{where}: rope_scaling of type {kind} needs a factor")
+    return RopeScaling(type=kind, **given)
+
+
+def _write_rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    out: dict[str, Any] = {"type": scaling.type, "rope_type": scaling.type, "factor": scaling.factor}
+    if scaling.type == "yarn":
+        out |= {
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "truncate": scaling.truncate,
+        }
+        optional = ("attention_factor", "mscale", "mscale_all_dim")
+        out |= {key: getattr(scaling, key) for key in optional if getattr(scaling, key) is not None}
+    return out
+
+
+def _dtype(config: Mapping[str, Any], where: str) -> str:
+    name = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"{where}: torch_dtype {name} is not supported; use bfloat16 or float32")
+    return name

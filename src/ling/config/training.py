@@ -1,0 +1,82 @@
+"""The sections of a recipe beside the model: data, optimizer, loop."""
+
+from dataclasses import dataclass
+
+from ling.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What a run reads."""
+
+    dialogue_fraction: float = 0.8
+    """Share of documents that are generated dialogues; the rest are pieces of the built-in books."""
+    max_document_tokens: int = 160
+    """Longer text is cut into pieces of this many tokens; longer dialogues are left out."""
+    heldout_percent: float = 1.0
+    """Share of book documents kept from training, chosen by hash, so it never moves."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dialogue_fraction <= 1:
+            raise ConfigError(f"data.dialogue_fraction must lie between 0 and 1, got {self.dialogue_fraction}")
+        if self.max_document_tokens < 16:
+            raise ConfigError(f"data.max_document_tokens must be at least 16, got {self.max_document_tokens}")
+        if not 0 < self.heldout_percent < 50:
+            raise ConfigError(f"data.heldout_percent must lie between 0 and 50, got {self.heldout_percent}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW and the expert-bias rule. The learning rate stays constant after warm-up (averaging replaces decay)."""
+
+    lr: float = 3e-4
+    """Peak learning rate, reached after `warmup_steps`."""
+    warmup_steps: int = 2000
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Applied to matrices only: not to norms, biases or the embedding's padding row."""
+    clip_grad_norm: float = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+    expert_bias_update_rate: float = 1e-3
+    """u of the zero-mean sign rule (spec: model.md 6); 0 freezes the bias."""
+    router_z_loss: float = 3.5e-6
+    """Weight of the mean squared log-sum-exp of the router logits, summed over layers."""
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ConfigError(f"optim.lr must be positive, got {self.lr}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "clip_grad_norm", "expert_bias_update_rate", "router_z_loss"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long, how large, and what is written on the way."""
+
+    seed: int = 0
+    steps: int = 1000
+    """Optimizer updates."""
+    tokens_per_step: int = 4096
+    """Upper bound of tokens in one update; whole documents are packed into it."""
+    checkpoint_every: int = 500
+    """Steps between resumable checkpoints."""
+    average_last: int = 8
+    """Snapshots averaged into the final weights (warm-up, stable, merge); 0 keeps the last weights."""
+    average_every: int = 50
+    """Steps between those snapshots."""
+    max_minutes: float = 0.0
+    """Stop, with everything written, after this wall time; 0: no limit."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens_per_step", "checkpoint_every", "average_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("average_last", "max_minutes", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")

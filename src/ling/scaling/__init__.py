@@ -1,0 +1,1 @@
+"""Arithmetic about a network that needs no network: parameters, FLOPs, bytes. Plain Python."""
