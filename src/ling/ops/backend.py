@@ -1,0 +1,89 @@
+"""How an op chooses its back end.
+
+Each public op is a function whose body is the reference. Twins with the same signature live in modules that define
+
+    forward(...)   the same result, faster on some device
+    why_not(...)   None, or the reason why this call cannot take this path
+
+The first twin that can run is taken, otherwise the reference; the choice is logged once. `use_backend("reference")`
+forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of that name keep their
+usual choice, so one name can be forced over a whole model.
+
+Twins are imported where the op is defined, never inside a call, so that compiled graphs trace through the choice.
+The forced name is a plain global for the same reason: it belongs to the process, not to a thread.
+"""
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import ModuleType
+from typing import Any, ParamSpec, TypeVar, cast
+
+from ling.errors import BackendError
+from ling.log import log_once
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("reference", "torch", "triton", "cpu")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_forced: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force every op that has a back end called `name` to use it; BackendError from the op that cannot."""
+    global _forced
+    if name not in BACKENDS:
+        raise BackendError(f"unknown back end {name}; known: {', '.join(BACKENDS)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def op(**twins: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a reference function choose among `twins` (back end name -> module), first named first tried."""
+
+    def decorate(reference: Callable[P, T]) -> Callable[P, T]:
+        name = reference.__name__
+        modules: dict[str, ModuleType] = {}
+        missing: dict[str, str] = {}
+        for backend, path in twins.items():
+            try:
+                modules[backend] = importlib.import_module(path)
+            except ModuleNotFoundError as error:
+                if (error.name or "").startswith("ling"):
+                    raise
+                missing[backend] = f"{error.name} is not installed"
+
+        @wraps(reference)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            if _forced is not None and (_forced == "reference" or _forced in twins):
+                return _run_forced(_forced, args, kwargs)
+            for backend, module in modules.items():
+                reason = module.why_not(*args, **kwargs)
+                if reason is None:
+                    return cast(T, module.forward(*args, **kwargs))
+                log_once(logger, f"{name}: not {backend}: {reason}", logging.DEBUG)
+            return reference(*args, **kwargs)
+
+        def _run_forced(backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+            if backend == "reference":
+                return reference(*args, **kwargs)
+            reason = missing.get(backend) or modules[backend].why_not(*args, **kwargs)
+            if reason is not None:
+                raise BackendError(f"{name} cannot use back end {backend}: {reason}")
+            return cast(T, modules[backend].forward(*args, **kwargs))
+
+        for backend, reason in missing.items():
+            log_once(logger, f"{name}: back end {backend} is off: {reason}", logging.DEBUG)
+        call.backends = ("reference", *twins)  # type: ignore[attr-defined]
+        return call
+
+    return decorate

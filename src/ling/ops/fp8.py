@@ -1,0 +1,139 @@
+"""E4M3 block quantisation: the export quantiser, the training quantiser, and the way back.
+
+`scale` is always what codes are multiplied by to give values (published as `weight_scale_inv`).
+
+    export    128x128 blocks of weights; amax floored at 1e-4 (spec: checkpoint.md 3)
+    training  1x128 tiles of activations, 128x128 blocks of weights; no floor, power-of-two scales (training.md 5)
+
+Values are clamped to +-448 before the cast: out of range, torch 2.11 gives NaN where 2.13 saturates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ling.ops.precision import at_least_float32
+
+E4M3_MAX = 448.0
+BLOCK = 128
+EXPORT_AMAX_FLOOR = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8BlockWeight:
+    """A weight kept as codes and the scales of its 128x128 blocks.
+
+    codes  (..., M, K)  float8_e4m3fn
+    scale  (..., S, ceil(K / 128))  float32
+    rows   sizes of the matrices that are stacked along M, each with a grid of its own, so S is the sum of
+           their ceil(rows / 128); (M,) for a plain matrix
+    """
+
+    codes: Tensor
+    scale: Tensor
+    rows: tuple[int, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the values, (..., M, K) in `dtype`."""
+        codes = self.codes.split(self.rows, dim=-2)
+        scales = self.scale.split([num_blocks(rows) for rows in self.rows], dim=-2)
+        parts = [dequantize_e4m3_block(c, s, dtype) for c, s in zip(codes, scales)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def num_blocks(size: int) -> int:
+    """Return how many blocks of 128 cover `size`."""
+    return -(-size // BLOCK)
+
+
+def quantize_e4m3_block(w: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tensor]:
+    """Quantise for export, one scale per 128x128 block.
+
+    w       (M, K)  bfloat16 or float32
+    return  codes (M, K) float8_e4m3fn, scale (ceil(M / 128), ceil(K / 128)) float32
+    """
+    blocks = _blocks(w)
+    amax = blocks.abs().amax((1, 3)).clamp_min(EXPORT_AMAX_FLOOR)
+    scale = amax / E4M3_MAX
+    if power_of_two:
+        scale = round_up_to_power_of_two(scale)
+    return _crop(_saturate(blocks / scale[:, None, :, None]), w.shape), scale
+
+
+def quantize_e4m3_tile(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise activations or gradients for training, one power-of-two scale per 1x128 tile of a row.
+
+    x       (N, K)
+    return  codes (N, K) float8_e4m3fn, scale (N, ceil(K / 128)) float32
+    """
+    N, K = x.shape
+    tiles = _pad(x.float(), 1, BLOCK).view(N, -1, BLOCK)
+    encode = _training_encode_scale(tiles.abs().amax(-1), x.dtype)
+    codes = _saturate(tiles * encode[..., None]).view(N, -1)[:, :K]
+    return codes.contiguous(), 1 / encode
+
+
+def quantize_e4m3_training_block(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise a weight for training: the tile rule over 128x128 blocks. Shapes as `quantize_e4m3_block`."""
+    blocks = _blocks(w)
+    encode = _training_encode_scale(blocks.abs().amax((1, 3)), w.dtype)
+    return _crop(_saturate(blocks * encode[:, None, :, None]), w.shape), 1 / encode
+
+
+def dequantize_e4m3_block(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return codes times the scale of their block, computed in float32 and rounded once.
+
+    codes  (..., M, K), scale (..., ceil(M / 128), ceil(K / 128)); return (..., M, K) in `dtype`
+    """
+    M, K = codes.shape[-2:]
+    grid = scale.repeat_interleave(BLOCK, -2)[..., :M, :].repeat_interleave(BLOCK, -1)[..., :K]
+    return (codes.float() * grid).to(dtype)
+
+
+def dequantize_e4m3_tile(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return codes (N, K) times the scale (N, ceil(K / 128)) of their tile, in `dtype`."""
+    return (codes.float() * scale.repeat_interleave(BLOCK, -1)[:, : codes.shape[1]]).to(dtype)
+
+
+def round_up_to_power_of_two(scale: Tensor) -> Tensor:
+    """Return the smallest power of two that is at least `scale` (positive float32), exactly.
+
+    Upstream rounds log2 in float32 first, so a scale one ulp above a power of two falls to it there.
+    """
+    mantissa, exponent = torch.frexp(scale)  # scale = mantissa * 2^exponent, mantissa in [0.5, 1)
+    exponent = exponent - (mantissa == 0.5).to(exponent.dtype)
+    return torch.ldexp(torch.ones_like(scale), exponent)
+
+
+def _training_encode_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 448 / amax rounded down to a power of two; 1 where amax is 0, infinite or NaN."""
+    usable = (amax > 0) & torch.isfinite(amax)
+    encode = (E4M3_MAX / torch.where(usable, amax, 1.0)).clamp_max(torch.finfo(dtype).max)
+    mantissa, exponent = torch.frexp(encode)
+    return torch.where(usable, torch.ldexp(torch.ones_like(mantissa), exponent - 1), 1.0)
+
+
+def _blocks(w: Tensor) -> Tensor:
+    """View `w` (M, K) as (M / 128, 128, K / 128, 128) in float32, zero-padded."""
+    padded = _pad(at_least_float32(w), BLOCK, BLOCK)
+    M, K = padded.shape
+    return padded.view(M // BLOCK, BLOCK, K // BLOCK, BLOCK)
+
+
+def _crop(blocks: Tensor, shape: torch.Size) -> Tensor:
+    rows, columns = blocks.shape[0] * BLOCK, blocks.shape[2] * BLOCK
+    return blocks.view(rows, columns)[: shape[0], : shape[1]].contiguous()
+
+
+def _pad(x: Tensor, row_multiple: int, column_multiple: int) -> Tensor:
+    M, K = x.shape
+    return torch.nn.functional.pad(x, (0, -K % column_multiple, 0, -M % row_multiple))
+
+
+def _saturate(x: Tensor) -> Tensor:
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)

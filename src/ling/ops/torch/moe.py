@@ -1,0 +1,78 @@
+"""Routed experts as one autograd function: six grouped GEMMs and a handful of passes over memory.
+
+In float32 the mixing weight is applied to the SwiGLU product instead of the expert's output (Megatron's order):
+equal in exact arithmetic, cheaper because F < H, and the sum over a token's k rows needs no product any more.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import grouped_mm, silu
+
+from ling.ops.fp8 import Fp8BlockWeight
+from ling.ops.row_order import order_rows
+from ling.ops.torch import linear
+
+
+def why_not(
+    x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Any, down_proj: Any
+) -> str | None:
+    if isinstance(gate_up_proj, Fp8BlockWeight) or isinstance(down_proj, Fp8BlockWeight):
+        return "quantised weights go through grouped_linear"
+    if x.dtype != torch.float32:
+        return "the published rounding order of low precision is the composition's"
+    return linear.why_not(x, gate_up_proj, counts) or linear.why_not(x, down_proj, counts)
+
+
+def forward(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    y: Tensor = _MixExperts.apply(x, ids, mix, counts, gate_up_proj, down_proj)
+    return y
+
+
+class _MixExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+    ) -> Tensor:
+        k = ids.shape[1]
+        order = order_rows(ids, counts)
+        token_of_row = order.pair_of_row // k
+        rows = x.index_select(0, token_of_row)
+        mix_of_row = mix.flatten().index_select(0, order.pair_of_row).unsqueeze(1)
+        gate_up = grouped_mm(rows, gate_up_proj.transpose(1, 2), offs=order.offsets)
+        gate, up = gate_up.chunk(2, dim=1)
+        product = silu(gate).mul_(up)
+        out = grouped_mm(product * mix_of_row, down_proj.transpose(1, 2), offs=order.offsets)
+        ctx.save_for_backward(
+            rows, gate_up, mix_of_row, gate_up_proj, down_proj, token_of_row, order.row_of_pair, order.offsets
+        )
+        ctx.k = k
+        return _sum_rows(out, order.row_of_pair, k)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gate_up, mix_of_row, gate_up_proj, down_proj, token_of_row, row_of_pair, offsets = ctx.saved_tensors
+        gate, up = gate_up.chunk(2, dim=1)
+        silu_gate = silu(gate)
+        product = silu_gate * up
+        dout = dy.index_select(0, token_of_row)
+        dweighted = grouped_mm(dout, down_proj, offs=offsets)
+        ddown = linear.grouped_weight_grad(dout, product * mix_of_row, offsets)
+        dmix_of_row = product.mul_(dweighted).sum(1)
+        dproduct = dweighted.mul_(mix_of_row)
+        dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, dim=1)
+        torch.mul(dproduct, silu_gate, out=dup)
+        torch.ops.aten.silu_backward(dproduct.mul_(up), gate, grad_input=dgate)
+        drows = grouped_mm(dgate_up, gate_up_proj, offs=offsets)
+        dgate_up_proj = linear.grouped_weight_grad(dgate_up, rows, offsets)
+        dmix = dmix_of_row.index_select(0, row_of_pair).view(-1, ctx.k)
+        return _sum_rows(drows, row_of_pair, ctx.k), None, dmix, None, dgate_up_proj, ddown
+
+
+def _sum_rows(rows: Tensor, row_of_pair: Tensor, k: int) -> Tensor:
+    """Add up the k rows of each token: (R, H) -> (N, H), always in the order of the choices."""
+    return rows.index_select(0, row_of_pair).view(-1, k, rows.shape[1]).sum(1)

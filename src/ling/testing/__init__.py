@@ -1,0 +1,1 @@
+"""Things that only tests use: tolerances with reasons, small models, damaged files."""

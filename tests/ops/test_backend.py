@@ -1,0 +1,39 @@
+"""Choosing, forcing and refusing back ends."""
+
+import pytest
+import torch
+
+from ling.errors import BackendError
+from ling.ops.backend import use_backend
+from ling.ops.linear import grouped_linear
+from ling.ops.norm import rms_norm
+
+ROWS, WEIGHTS, OFFSETS = torch.ones(2, 4), torch.ones(1, 4, 4), torch.tensor([2], dtype=torch.int32)
+
+
+def test_a_forced_back_end_that_cannot_run_says_why() -> None:
+    with use_backend("torch"), pytest.raises(BackendError, match=r"grouped_linear cannot use back end torch: .*float64"):
+        grouped_linear(ROWS.double(), WEIGHTS.double(), OFFSETS)
+
+
+def test_a_call_a_twin_cannot_take_falls_to_the_reference() -> None:
+    out = grouped_linear(ROWS.double(), WEIGHTS.double(), OFFSETS)
+    assert out.dtype == torch.float64
+    assert grouped_linear(ROWS[:, :3], WEIGHTS[..., :3], OFFSETS).tolist() == [[3.0] * 4] * 2  # odd width
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(BackendError, match="unknown back end tritn; known: reference, torch"), use_backend("tritn"):
+        pass
+
+
+def test_forcing_ends_with_the_block() -> None:
+    with use_backend("reference"):
+        pass
+    torch.testing.assert_close(rms_norm(torch.ones(1, 2), torch.ones(2), 0.0), torch.ones(1, 2))
+    with use_backend("torch"), use_backend("reference"):
+        assert grouped_linear(ROWS.double(), WEIGHTS.double(), OFFSETS).dtype == torch.float64
+
+
+def test_ops_name_their_back_ends() -> None:
+    assert grouped_linear.backends == ("reference", "torch")
