@@ -1,0 +1,41 @@
+"""A module that holds one weight under its published name and hands it to `ops.linear`."""
+
+import torch
+from torch import Tensor, nn
+
+from ling.model.pinned import PinnedDtype
+from ling.ops.fp8 import Fp8BlockWeight, num_blocks
+from ling.ops.linear import Weight, linear
+
+
+class Linear(PinnedDtype):
+    """`weight` (M, K) and perhaps `bias` (M,).
+
+    After `keep_fp8` the weight is held as codes, `weight` float8_e4m3fn, and `weight_scale_inv`: the published
+    names of a block-quantised checkpoint.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.weight_scale_inv: Tensor | None
+        self.register_buffer("weight_scale_inv", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.quantity(), self.bias)
+
+    def quantity(self) -> Weight:
+        """Return the weight as ops take it."""
+        if self.weight_scale_inv is None:
+            return self.weight
+        return Fp8BlockWeight(self.weight, self.weight_scale_inv, (self.weight.shape[0],))
+
+    def keep_fp8(self) -> None:
+        """Make room for codes and scales in place of the values; their content is undefined until loaded."""
+        self.pinned = True
+        M, K = self.weight.shape
+        device = self.weight.device
+        codes = torch.empty(M, K, dtype=torch.float8_e4m3fn, device=device)
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        self.weight_scale_inv = torch.empty(num_blocks(M), num_blocks(K), device=device)

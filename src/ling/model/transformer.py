@@ -1,0 +1,107 @@
+"""The whole network. `CausalLM` is what checkpoints hold: `model.*` and `lm_head`."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ling.config import ModelConfig
+from ling.model.batch import AttentionBatch
+from ling.model.block import Block
+from ling.model.linear import Linear
+from ling.model.mtp import MtpBlock
+from ling.model.norm import RMSNorm
+from ling.ops.linear import linear
+from ling.ops.precision import at_least_float32
+from ling.ops.rope import rope_table
+from ling.ops.router import Routing
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass gives; logits are left to the caller, who seldom wants all of them."""
+
+    hidden: Tensor
+    """(N, H) after the final norm: input of the head and of the first MTP layer."""
+    mtp_hidden: list[Tensor]
+    """Per MTP depth (N, H), input of the head; empty if MTP was skipped."""
+    routings: dict[int, Routing]
+    """By stored layer, for every sparse layer that ran."""
+
+
+class Transformer(nn.Module):
+    """Embedding, L blocks and the MTP blocks behind them, final norm."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.config = model
+        self.word_embeddings = nn.Embedding(
+            model.vocab_size, model.hidden_size, padding_idx=model.pad_token_id
+        )
+        main = [Block(model, i) for i in range(model.num_hidden_layers)]
+        mtp = [MtpBlock(model, i) for i in range(model.num_hidden_layers, model.num_stored_layers)]
+        self.layers = nn.ModuleList([*main, *mtp])
+        self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
+
+    def forward(self, tokens: Tensor, positions: Tensor, batch: AttentionBatch) -> ModelOutput:
+        x = self.word_embeddings(tokens)
+        rope = rope_table(positions, self.config, x.dtype)
+        routings: dict[int, Routing] = {}
+        for i, block in enumerate(self.layers[: self.config.num_hidden_layers]):
+            x, routing = block(x, rope, batch)
+            if routing is not None:
+                routings[i] = routing
+        hidden = self.norm(x)
+        mtp_hidden: list[Tensor] = []
+        for depth, ahead in enumerate(batch.mtp_ids if batch.mtp_ids is not None else ()):
+            below = mtp_hidden[-1] if mtp_hidden else hidden
+            layer = self.config.num_hidden_layers + depth
+            out, routings[layer] = self.mtp_block(depth).predict(self.word_embeddings(ahead), below, rope, batch)
+            mtp_hidden.append(out)
+        return ModelOutput(hidden, mtp_hidden, routings)
+
+    def mtp_block(self, depth: int) -> MtpBlock:
+        """Return the MTP layer of `depth`, counted from 0."""
+        block = self.layers[self.config.num_hidden_layers + depth]
+        assert isinstance(block, MtpBlock)
+        return block
+
+
+class CausalLM(nn.Module):
+    """A Ling 2.0 language model. Parameters are uninitialised until `init_weights` or a checkpoint fills them."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Transformer(config)
+        # A tied head is the embedding itself, not a second name for it: torch forgets such ties when it moves models.
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, H)."""
+        return self.model.word_embeddings.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, tokens: Tensor, positions: Tensor, batch: AttentionBatch) -> ModelOutput:
+        """Run all layers over a flat row of tokens.
+
+        tokens     (N,)  int64
+        positions  (N,)  int64, the rotation's angle per token
+        batch      attention, and the tokens ahead for MTP
+        """
+        output: ModelOutput = self.model(tokens, positions, batch)
+        return output
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the head's logits in float32: (..., H) -> (..., V)."""
+        return at_least_float32(linear(hidden, self.head_weight))
+
+    def draft(self, depth: int, ahead: Tensor, hidden: Tensor, positions: Tensor, batch: AttentionBatch) -> Tensor:
+        """Run one MTP layer on its own, for speculation.
+
+        ahead   (N,)  int64, the token after each slot's
+        hidden  (N, H)  after the final norm, or what the depth before returned
+        return  (N, H)  input of the head
+        """
+        rope = rope_table(positions, self.config, hidden.dtype)
+        embedding = self.model.word_embeddings(ahead)
+        return self.model.mtp_block(depth).predict(embedding, hidden, rope, batch)[0]

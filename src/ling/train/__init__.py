@@ -1,0 +1,1 @@
+"""The training loop: loss, one step, many steps, what is measured, what is kept."""
