@@ -1,0 +1,50 @@
+"""Directories that appear whole or not at all."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ling.errors import CheckpointError
+
+
+@contextmanager
+def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty directory that becomes `target` when the block ends well, and vanishes when it does not.
+
+    target  must not exist, unless it is empty or `overwrite` is set; missing parents are made
+    Raises CheckpointError if it exists, cannot be written, or the disk fills up.
+    """
+    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        _sync(partial)
+        _replace(partial, target)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}; nothing was left there") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(new: Path, target: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old)
+
+
+def _sync(directory: Path) -> None:
+    """Ask the disk to keep every file, so that a rename never outlives the data it names."""
+    for path in (*directory.rglob("*"), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,147 @@
+"""Training checkpoints: tensors through torch.distributed.checkpoint, everything else as JSON beside them.
+
+    step_000500/
+        .metadata, __0_0.distcp   named tensors: model.*, optim.*, ...
+        training.json             plain facts: configuration, step, versions
+        tokenizer/                optional
+
+torch would pickle what is not a tensor; we give it none, and refuse to unpickle any on the way back.
+"""
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint import (
+    CheckpointException,
+    DefaultLoadPlanner,
+    DefaultSavePlanner,
+    FileSystemReader,
+    FileSystemWriter,
+    load,
+    save,
+)
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from ling.checkpoint.atomic import atomic_directory
+from ling.checkpoint.restricted_pickle import read_dcp_metadata
+from ling.checkpoint.source import read_json
+from ling.errors import CheckpointError
+
+FACTS_NAME = "training.json"
+
+
+def save_dcp(
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a training checkpoint; the directory appears whole or not at all.
+
+    tensors  flat names to tensors; anything that is not a tensor belongs into `facts`
+    facts    JSON values
+    finish   is called with the directory before it appears, to add files
+    """
+    assert all(isinstance(t, Tensor) for t in tensors.values()), [k for k, v in tensors.items() if v is None]
+    with atomic_directory(directory, overwrite=overwrite) as partial, _one_process_is_fine():
+        save(
+            dict(tensors),
+            storage_writer=FileSystemWriter(partial),
+            planner=DefaultSavePlanner(),
+            no_dist=not dist.is_initialized(),
+        )
+        (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        if finish is not None:
+            finish(partial)
+
+
+class DcpSource:
+    """A training checkpoint to read from: names, shapes and facts at once, tensors when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        if (directory / "common.pt").exists():
+            raise CheckpointError(
+                f"{directory} is a Megatron torch_dist checkpoint; this version reads ling's own training checkpoints"
+            )
+        if not (directory / ".metadata").is_file():
+            raise CheckpointError(f"{directory} is not a training checkpoint: it has no .metadata")
+        self.directory = directory
+        self._reader = _SafeReader(directory)
+        metadata = self._reader.read_metadata().state_dict_metadata
+        self.tensors = {name: meta for name, meta in metadata.items() if isinstance(meta, TensorStorageMetadata)}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the JSON values saved beside the tensors."""
+        return read_json(self.directory / FACTS_NAME)
+
+    def read(self, name: str) -> Tensor:
+        """Return one whole tensor, as stored."""
+        stored = self.tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"{self.directory} lacks tensor {name}")
+        tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+        self.load_into({name: tensor})
+        return tensor
+
+    def load_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill `tensors` in place; CheckpointError if one is missing or has another shape."""
+        for name, tensor in tensors.items():
+            if name not in self.tensors:
+                raise CheckpointError(f"{self.directory} lacks tensor {name}")
+            if self.tensors[name].size != tensor.shape:
+                raise CheckpointError(
+                    f"tensor {name} is {tuple(self.tensors[name].size)} in {self.directory}, "
+                    f"here it is {tuple(tensor.shape)}: the checkpoint is of another model"
+                )
+        try:
+            with _one_process_is_fine():
+                load(
+                    dict(tensors),
+                    storage_reader=_SafeReader(self.directory),
+                    planner=_TensorsOnly(),
+                    no_dist=not dist.is_initialized(),
+                )
+        except CheckpointException as error:  # torch's wrapper of whatever a truncated file makes it raise
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self.directory} cannot be read ({reason}); copy it again") from None
+
+
+@contextmanager
+def _one_process_is_fine() -> Iterator[None]:
+    """Silence torch's warning that it saves in a single process, which `no_dist` has just told it to do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+class _SafeReader(FileSystemReader):
+    """torch's reader, with metadata read by the restricted unpickler and file names kept inside the directory."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        metadata = read_dcp_metadata(path.read_bytes(), str(path))
+        for stored in (metadata.storage_data or {}).values():
+            if Path(stored.relative_path).name != stored.relative_path:
+                raise CheckpointError(f"{path} points outside its directory, to {stored.relative_path}")
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _TensorsOnly(DefaultLoadPlanner):
+    """torch's planner, which would unpickle byte entries, refusing them."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise CheckpointError(f"entry {read_item.dest_index.fqn} is a pickled object, not a tensor; it is not read")

@@ -1,0 +1,187 @@
+"""Strict loading: every tensor has a place, every place gets a tensor, and each is looked at on the way."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
+from ling.checkpoint.source import StoredTensor, TensorSource, read_json
+from ling.config import ModelConfig, read_published
+from ling.errors import CheckpointError
+from ling.model import CausalLM
+from ling.model.linear import Linear
+from ling.model.moe import Experts
+from ling.ops.fp8 import dequantize_e4m3_block
+
+logger = logging.getLogger(__name__)
+
+Fp8Mode = Literal["dequantize", "keep"]
+
+_FLOATS = ("BF16", "F32", "F16")
+_CODES = "F8_E4M3"
+_NAN_CODE = 0x7F  # e4m3fn has no infinity and this one NaN, with either sign
+_CHECKED_AT_ONCE = 2**22
+
+
+def read_config(directory: Path | str) -> ModelConfig:
+    """Return the model that `directory`/config.json describes."""
+    path = Path(directory) / "config.json"
+    return read_published(read_json(path), where=str(path))
+
+
+@torch.no_grad()
+def load_model(
+    directory: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    fp8: Fp8Mode = "dequantize",
+    mtp: bool = True,
+) -> CausalLM:
+    """Load a safetensors checkpoint, one tensor at a time: peak memory is the model and one tensor.
+
+    dtype  of parameters; None: as published. Router weights and expert biases are float32 always
+    fp8    what happens to block-quantised weights: turned into values, or kept as codes and scales
+    mtp    False leaves MTP layers out
+    Raises CheckpointError that names the tensor and the file: missing, unexpected, misshapen, non-finite.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    _check_quantization(directory)
+    if not mtp:
+        config = config.without_mtp()
+    source = TensorSource(directory)
+    pieces = published_pieces(config)
+    _check_keys(source, pieces, config, directory)
+    with torch.device("meta"):
+        model = CausalLM(config).to(dtype or getattr(torch, config.torch_dtype))
+    if fp8 == "keep":
+        _make_room_for_codes(model, source, pieces)
+    model.to_empty(device=device)
+    fill(model, source, pieces)
+    return model.requires_grad_(fp8 != "keep")
+
+
+def fill(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:
+    """Copy every piece into its place in `model`."""
+    state = model.state_dict()
+    for piece, stored, values, scale in _read_pieces(source, pieces):
+        place = state[piece.parameter]
+        if place.dtype == torch.float8_e4m3fn:
+            assert scale is not None, piece.key
+            if bool(((values.view(torch.uint8) & _NAN_CODE) == _NAN_CODE).any()):
+                raise CheckpointError(f"tensor {piece.key} in {stored.file.name} has codes that are NaN")
+            piece.part_of(place).copy_(values)
+            piece.part_of_scale(state[piece.scale_parameter]).copy_(scale)
+            continue
+        if scale is not None:
+            values = dequantize_e4m3_block(values, scale, torch.float32)
+        _check_finite(values, piece, stored)
+        piece.part_of(place).copy_(values)
+
+
+def _read_pieces(
+    source: TensorSource, pieces: list[Piece]
+) -> Iterator[tuple[Piece, StoredTensor, Tensor, Tensor | None]]:
+    """Yield each piece with its tensor and, if it is quantised, its scales, shapes and dtypes checked."""
+    by_key = {piece.key: piece for piece in pieces}
+    # A code tensor waits for its scales or the other way round; they may lie in different files.
+    waiting: dict[str, Tensor] = {}
+    keys = [k for p in pieces for k in ((p.scale_key, p.key) if p.scale_key in source.tensors else (p.key,))]
+    order = {key: i for i, key in enumerate(keys)}
+    for key, tensor in source.read(sorted(keys, key=lambda k: (source.tensors[k].file, order[k]))):
+        stored = source.tensors[key]
+        piece = by_key.get(key) or by_key[key.removesuffix("_scale_inv")]
+        _check_tensor(key, piece, source)
+        if piece.scale_key not in source.tensors:
+            yield piece, stored, tensor, None
+            continue
+        other = waiting.pop(piece.key if key == piece.scale_key else piece.scale_key, None)
+        if other is None:
+            waiting[key] = tensor
+            continue
+        codes, scale = (other, tensor) if key == piece.scale_key else (tensor, other)
+        if not bool((scale > 0).all() and torch.isfinite(scale).all()):
+            raise CheckpointError(f"{piece.scale_key} in {stored.file.name} has scales that are not positive")
+        yield piece, source.tensors[piece.key], codes, scale
+    assert not waiting, list(waiting)
+
+
+def _check_keys(source: TensorSource, pieces: list[Piece], config: ModelConfig, directory: Path) -> None:
+    wanted = {p.key for p in pieces}
+    scales = {p.scale_key for p in pieces if p.quantized}
+    if missing := [p.key for p in pieces if p.key not in source.tensors]:
+        hint = ""
+        if config.num_nextn_predict_layers and missing[0].startswith(f"model.layers.{config.num_hidden_layers}."):
+            hint = "; config.json promises an MTP layer: set num_nextn_predict_layers to 0 or load with mtp=False"
+        raise CheckpointError(f"{directory} lacks {_list(missing)}{hint}")
+    ignored: dict[str, int] = {}
+    unexpected = []
+    for key in source.tensors:
+        if key in wanted or key in scales:
+            continue
+        if (why := may_be_ignored(key, config)) is not None:
+            ignored[why] = ignored.get(why, 0) + 1
+        else:
+            unexpected.append(key)
+    if unexpected:
+        raise CheckpointError(f"{directory} holds {_list(unexpected)}, which this model has no place for")
+    for why, count in ignored.items():
+        logger.warning("%s: left out %d tensors (%s)", directory, count, why)
+
+
+def _check_tensor(key: str, piece: Piece, source: TensorSource) -> None:
+    stored = source.tensors[key]
+    is_scale, has_scale = key == piece.scale_key, piece.scale_key in source.tensors
+    shape = piece.scale_shape if is_scale else piece.shape
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"tensor {key} is {stored.shape} in {stored.file.name}, the model of config.json has {shape}; "
+            "mend config.json or convert the checkpoint again"
+        )
+    allowed = ("F32",) if is_scale else (_CODES,) if has_scale else _FLOATS
+    if stored.dtype not in allowed:
+        why = f"without {piece.scale_key}" if stored.dtype == _CODES else f"where {' or '.join(allowed)} belongs"
+        raise CheckpointError(f"tensor {key} in {stored.file.name} has dtype {stored.dtype} {why}")
+
+
+def _check_finite(values: Tensor, piece: Piece, stored: StoredTensor) -> None:
+    # In parts, so that the check's own temporaries stay small beside the tensor.
+    if not all(bool(torch.isfinite(part).all()) for part in values.flatten().split(_CHECKED_AT_ONCE)):
+        raise CheckpointError(f"tensor {piece.key} in {stored.file.name} has values that are NaN or infinite")
+
+
+def _check_quantization(directory: Path) -> None:
+    declared = read_json(directory / "config.json").get("quantization_config")
+    if not declared:
+        return
+    method, block = declared.get("quant_method"), declared.get("weight_block_size")
+    if method != "fp8" or list(block or ()) != [128, 128]:
+        raise CheckpointError(
+            f"{directory / 'config.json'}: quantization {method} with blocks {block} is not supported; "
+            "FP8 checkpoints of this family have quant_method fp8 and weight_block_size [128, 128]"
+        )
+
+
+def _make_room_for_codes(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:
+    """Turn every module whose checkpoint tensors are all quantised into one that holds codes."""
+    coded: dict[str, bool] = {}
+    for piece in pieces:
+        if piece.quantized:
+            name = piece.parameter.rpartition(".")[0]
+            coded[name] = coded.get(name, True) and piece.scale_key in source.tensors
+    if not any(coded.values()):
+        raise CheckpointError(f"{source.directory} has no FP8 weights to keep; load it without fp8='keep'")
+    for name, whole in coded.items():
+        module = model.get_submodule(name)
+        assert isinstance(module, Linear | Experts), name
+        if whole:
+            module.keep_fp8()
+
+
+def _list(keys: list[str]) -> str:
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more tensors"

@@ -1,0 +1,53 @@
+"""Read the pickled metadata of a distributed checkpoint without running what it says.
+
+A pickle names the things it wants called. This unpickler knows the few plain records that torch writes into
+`.metadata` and refuses every other name, so a checkpoint from a stranger can at worst be wrong.
+"""
+
+import io
+import pickle
+from pathlib import PurePosixPath
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.serialization import _get_layout
+
+from ling.errors import CheckpointError
+
+_RECORDS = (
+    "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
+    "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
+)  # fmt: skip
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    **{(dcp_metadata.__name__, name): getattr(dcp_metadata, name) for name in _RECORDS},
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): _get_layout,
+    ("pathlib", "PosixPath"): PurePosixPath,
+    ("pathlib._local", "PosixPath"): PurePosixPath,
+}
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ALLOWED:
+            return _ALLOWED[module, name]
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        raise CheckpointError(f"its metadata asks for {module}.{name}, which a checkpoint has no use for")
+
+
+def read_dcp_metadata(content: bytes, where: str) -> dcp_metadata.Metadata:
+    """Unpickle the bytes of a `.metadata` file; CheckpointError if they are damaged, foreign or unsafe."""
+    try:
+        metadata = _RestrictedUnpickler(io.BytesIO(content)).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{where} is not safe to read: {error}") from None
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(f"{where} is damaged ({type(error).__name__}); copy the checkpoint again") from None
+    if not isinstance(metadata, dcp_metadata.Metadata):
+        raise CheckpointError(f"{where} is not the metadata of a distributed checkpoint")
+    return metadata

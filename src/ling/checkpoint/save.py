@@ -1,0 +1,135 @@
+"""Saving in the published layout: FP32, BF16, or FP8 blocks beside BF16."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ling.checkpoint.atomic import atomic_directory
+from ling.checkpoint.names import Piece, published_pieces
+from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_shards
+from ling.config import ModelConfig, write_published
+from ling.model import CausalLM
+from ling.ops.fp8 import dequantize_e4m3_block, quantize_e4m3_block
+
+Precision = Literal["float32", "bfloat16", "float8"]
+ScaleMode = Literal["published", "pow2", "fp32"]
+
+QUANTIZATION_CONFIG = {
+    "activation_scheme": "dynamic",
+    "fmt": "e4m3",
+    "quant_method": "fp8",
+    "weight_block_size": [128, 128],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportFormat:
+    """How tensors are written."""
+
+    precision: Precision = "bfloat16"
+    """float8: matrices of blocks as E4M3 codes, everything else bfloat16."""
+    fp8_scales: ScaleMode = "published"
+    """Rounding of FP8 scales: as the published export does per tensor, all powers of two, or none."""
+
+    @property
+    def value_dtype(self) -> torch.dtype:
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
+
+    def power_of_two(self, piece: Piece) -> bool:
+        return piece.power_of_two_scale if self.fp8_scales == "published" else self.fp8_scales == "pow2"
+
+
+ReadPiece = Callable[[Piece], Tensor]
+"""Gives a piece's values in any float dtype."""
+
+
+@torch.no_grad()
+def save_model(
+    model: CausalLM,
+    directory: Path | str,
+    *,
+    export: ExportFormat | None = None,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
+    """Write `model` as a published checkpoint: shards, index, config.json.
+
+    finish  is called with the directory before it appears under its name, to add tokenizer files and the like
+    The directory appears whole or not at all.
+    """
+    state = model.state_dict()
+
+    def read(piece: Piece) -> Tensor:
+        place = piece.part_of(state[piece.parameter])
+        if place.dtype != torch.float8_e4m3fn:
+            return place
+        scale = piece.part_of_scale(state[piece.scale_parameter])
+        return dequantize_e4m3_block(place, scale, torch.float32)
+
+    write_checkpoint(
+        Path(directory), model.config, read, export or ExportFormat(),
+        max_shard_bytes=max_shard_bytes, overwrite=overwrite, finish=finish,
+    )  # fmt: skip
+
+
+def write_checkpoint(
+    directory: Path,
+    config: ModelConfig,
+    read: ReadPiece,
+    export: ExportFormat,
+    *,
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES,
+    overwrite: bool = False,
+    finish: Callable[[Path], None] | None = None,
+    progress: Callable[[Piece], None] | None = None,
+) -> None:
+    """Write every piece that `read` gives, one at a time. Other arguments as `save_model`."""
+    pieces = published_pieces(config)
+    specs = [spec for piece in pieces for spec in _specs(piece, export)]
+
+    def tensors() -> Iterator[Tensor]:
+        for piece in pieces:
+            yield from _encode(piece, read(piece), export)
+            if progress is not None:
+                progress(piece)
+
+    with atomic_directory(directory, overwrite=overwrite) as partial:
+        write_shards(partial, specs, tensors(), max_shard_bytes)
+        text = json.dumps(config_json(config, export), indent=2, ensure_ascii=False)
+        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
+        if finish is not None:
+            finish(partial)
+
+
+def config_json(config: ModelConfig, export: ExportFormat) -> dict[str, Any]:
+    """Return the config.json of a checkpoint written in `export` format."""
+    dtype: Literal["float32", "bfloat16"] = "float32" if export.precision == "float32" else "bfloat16"
+    tree = write_published(replace(config, torch_dtype=dtype))
+    if export.precision == "float8":
+        tree["quantization_config"] = QUANTIZATION_CONFIG
+    return tree
+
+
+def _specs(piece: Piece, export: ExportFormat) -> list[TensorSpec]:
+    if piece.float32:
+        return [TensorSpec(piece.key, torch.float32, piece.shape)]
+    if export.precision == "float8" and piece.quantized:
+        return [
+            TensorSpec(piece.key, torch.float8_e4m3fn, piece.shape),
+            TensorSpec(piece.scale_key, torch.float32, piece.scale_shape),
+        ]
+    return [TensorSpec(piece.key, export.value_dtype, piece.shape)]
+
+
+def _encode(piece: Piece, values: Tensor, export: ExportFormat) -> tuple[Tensor, ...]:
+    if piece.float32:
+        return (values.float(),)
+    if export.precision == "float8" and piece.quantized:
+        return quantize_e4m3_block(values, power_of_two=export.power_of_two(piece))
+    return (values.to(export.value_dtype),)

@@ -1,0 +1,61 @@
+"""`ling`: its commands, and what becomes of errors.
+
+Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 our bug (with a traceback), 2 a mistake that the one
+line on stderr says how to mend, 130 interrupted.
+"""
+
+import logging
+import sys
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from ling.cli.chat import chat
+from ling.cli.config import config
+from ling.cli.convert import convert
+from ling.cli.demo.command import demo
+from ling.cli.generate import generate
+from ling.errors import LingError
+from ling.version import __version__
+
+app = typer.Typer(
+    help="The Ling 2.0 system: train, convert and talk to a sparse mixture-of-experts language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, chat, generate, convert, config):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print it."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say more, such as which kernels are chosen."),
+) -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("ling").setLevel(level)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `ling` script and of `python -m ling`."""
+    try:
+        app()
+    except LingError as error:
+        print(f"ling: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("ling: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)  # the reader of our output has seen enough
