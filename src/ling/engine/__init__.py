@@ -1,0 +1,1 @@
+"""Generation: requests in, text out. Simple and correct; scheduling, paging and serving build on these seams."""

@@ -1,0 +1,1 @@
+"""How weights change: AdamW groups, the learning-rate schedule, the expert-bias rule."""

@@ -1,0 +1,166 @@
+"""Many steps: data in, reports out, checkpoints on the way, the mean of the last snapshots at the end."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ling.checkpoint.dcp import DcpSource, save_dcp
+from ling.config import write_published
+from ling.config.recipe import Recipe, recipe_tree
+from ling.model import CausalLM, init_weights
+from ling.optim.adamw import build_adamw
+from ling.train.averaging import is_snapshot_step
+from ling.train.batch import TrainBatch
+from ling.train.metrics import RouterTelemetry, router_telemetry, worst
+from ling.train.state import TrainState, latest_checkpoint
+from ling.train.step import train_step
+
+KEEP_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One line of `metrics.jsonl`, and the loads behind it."""
+
+    step: int
+    """Updates done, this one included."""
+    loss: float
+    mtp_losses: tuple[float, ...]
+    mtp_correct_percent: tuple[float, ...]
+    z_loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    step_seconds: float
+    balance: RouterTelemetry
+    """The worst layer's."""
+    counts: dict[int, Tensor]
+
+
+class Training:
+    """A run in a directory: `checkpoints/step_N/` and `metrics.jsonl`.
+
+    read_batch  gives the batch of a step, counted from 0; the same one every time it is asked
+    finish      adds files (the tokenizer) to each checkpoint
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: Path,
+        read_batch: Callable[[int], TrainBatch],
+        finish: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.directory = directory
+        self.read_batch = read_batch
+        self.finish = finish
+        generator = torch.Generator().manual_seed(recipe.train.seed)
+        model = init_weights(CausalLM(recipe.model), generator)
+        self.state = TrainState(model, build_adamw(model, recipe.optim))
+        self.seconds = 0.0
+        """Spent in steps, resumed runs included."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def resume(self) -> int:
+        """Take over the latest checkpoint, if there is one; return the number of updates done."""
+        if (latest := latest_checkpoint(self.checkpoints)) is not None:
+            source = DcpSource(latest)
+            self.state.restore(source)
+            self.seconds = source.facts()["seconds"]
+            self._truncate_metrics()
+        return self.state.step
+
+    def run(self) -> Iterator[StepReport]:
+        """Do the remaining steps, reporting each; the weights end as the mean of the snapshots.
+
+        Closing the iterator early (or a KeyboardInterrupt) leaves a checkpoint to resume from.
+        """
+        train = self.recipe.train
+        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as log:
+                while self.state.step < train.steps and not self._out_of_time():
+                    report = self._step()
+                    log.write(_as_line(report))
+                    yield report
+                    if is_snapshot_step(self.state.step, train):
+                        self.state.snapshots.add(self.state.model)
+                    if self.state.step % train.checkpoint_every == 0:
+                        log.flush()
+                        self.save()
+        except (KeyboardInterrupt, GeneratorExit):
+            self.save()
+            raise
+        self.save()
+        self.state.snapshots.copy_to(self.state.model)
+
+    def save(self) -> Path:
+        """Write a checkpoint of the current step, and forget all but the newest few."""
+        target = self.checkpoints / f"step_{self.state.step:06d}"
+        self._save_to(target)
+        for old in sorted(self.checkpoints.glob("step_*"))[:-KEEP_CHECKPOINTS]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def save_final(self, target: Path) -> None:
+        """Write the finished (averaged) model as a checkpoint of its own."""
+        self._save_to(target)
+
+    def _save_to(self, target: Path) -> None:
+        facts = {
+            **self.state.facts(),
+            "seconds": self.seconds,
+            "model": write_published(self.recipe.model),
+            "recipe": recipe_tree(self.recipe),
+        }
+        save_dcp(target, self.state.tensors(), facts, overwrite=True, finish=self.finish)
+
+    def _step(self) -> StepReport:
+        start = time.perf_counter()
+        batch = self.read_batch(self.state.step)
+        result = train_step(self.state.model, self.state.optimizer, batch, self.recipe, self.state.step)
+        self.state.step += 1
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        return StepReport(
+            step=self.state.step,
+            loss=float(result.losses.main),
+            mtp_losses=tuple(float(x) for x in result.losses.mtp),
+            mtp_correct_percent=tuple(100 * float(x) for x in result.losses.mtp_correct_fraction),
+            z_loss=float(result.losses.z_loss),
+            grad_norm=float(result.grad_norm),
+            lr=result.lr,
+            tokens=len(batch.tokens),
+            step_seconds=seconds,
+            balance=worst({layer: router_telemetry(c) for layer, c in result.counts.items()}),
+            counts=result.counts,
+        )
+
+    def _out_of_time(self) -> bool:
+        limit = self.recipe.train.max_minutes
+        return bool(limit) and self.seconds > 60 * limit
+
+    def _truncate_metrics(self) -> None:
+        """Drop lines of steps that the checkpoint does not know: they are going to be done again."""
+        path = self.directory / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= self.state.step]
+            path.write_text("".join(kept), encoding="utf-8")
+
+
+def _as_line(report: StepReport) -> str:
+    values = asdict(report)
+    values["counts"] = {layer: counts.tolist() for layer, counts in report.counts.items()}
+    return json.dumps(values) + "\n"
+

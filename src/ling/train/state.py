@@ -1,0 +1,68 @@
+"""What a run needs to go on exactly where it stopped: weights, moments, snapshots, step. Nothing else is kept:
+batches are a function of the seed and the step, and no random numbers are drawn in between.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ling.checkpoint.convert import MODEL_PREFIX
+from ling.checkpoint.dcp import DcpSource
+from ling.model import CausalLM
+from ling.train.averaging import SnapshotMean
+
+
+class TrainState:
+    """A model with its optimizer and the snapshots taken so far, after `step` updates."""
+
+    def __init__(self, model: CausalLM, optimizer: torch.optim.AdamW) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.snapshots = SnapshotMean()
+        self.step = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor of the state under a flat name."""
+        named = {MODEL_PREFIX + name: value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            moments: dict[str, Tensor] = self.optimizer.state.get(parameter, {})
+            named |= {f"optim/{name}/{key}": value for key, value in moments.items()}
+        return named | {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
+
+    def facts(self) -> dict[str, Any]:
+        return {"step": self.step, "snapshots": self.snapshots.count}
+
+    def restore(self, source: DcpSource) -> None:
+        """Take over a checkpoint of the same model; CheckpointError if tensors are missing or of another shape."""
+        facts = source.facts()
+        self.step, self.snapshots.count = facts["step"], facts["snapshots"]
+        wanted = {MODEL_PREFIX + name: value for name, value in self.model.state_dict().items()}
+        if self.step:
+            wanted |= self._empty_moments()
+        if self.snapshots.count:
+            self.snapshots.sums = {
+                name: torch.empty_like(value, dtype=torch.float32)
+                for name, value in self.model.state_dict().items()
+            }
+            wanted |= {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
+        source.load_into(wanted)
+
+    def _empty_moments(self) -> dict[str, Tensor]:
+        named = {}
+        for name, parameter in self.model.named_parameters():
+            moments = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+            self.optimizer.state[parameter] = moments
+            named |= {f"optim/{name}/{key}": value for key, value in moments.items()}
+        return named
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """Return the checkpoint of `directory` with the highest step, or None."""
+    found = [p for p in directory.glob("step_*") if p.name.removeprefix("step_").isdigit()]
+    return max(found, key=lambda p: int(p.name.removeprefix("step_")), default=None)

@@ -1,0 +1,44 @@
+"""One optimizer update."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ling.config.recipe import Recipe
+from ling.model import CausalLM
+from ling.optim.adamw import set_lr
+from ling.optim.expert_bias import update_expert_biases
+from ling.optim.schedule import lr_at
+from ling.train.batch import TrainBatch
+from ling.train.loss import Losses, compute_loss
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one update did; tensors are detached."""
+
+    losses: Losses
+    grad_norm: Tensor
+    """() before clipping."""
+    counts: dict[int, Tensor]
+    """By stored sparse layer, (E,) tokens per expert."""
+    lr: float
+
+
+def train_step(
+    model: CausalLM, optimizer: torch.optim.Optimizer, batch: TrainBatch, recipe: Recipe, step: int
+) -> StepResult:
+    """Apply update `step`, counted from 0: forward, backward, clip, AdamW, expert biases."""
+    optim = recipe.optim
+    output = model(batch.tokens, batch.positions, batch.attention)
+    losses = compute_loss(model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss)
+    losses.total.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
+    lr = lr_at(step, optim)
+    set_lr(optimizer, lr)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    counts = {layer: routing.counts for layer, routing in output.routings.items()}
+    update_expert_biases(model, counts, optim.expert_bias_update_rate)
+    return StepResult(losses._replace(total=losses.total.detach()), norm, counts, lr)
