@@ -140,9 +140,7 @@ def check_package(package: Package, work: Path) -> None:
     """Compare the files we are about to read with those this script was written for."""
     paths = sorted(work.glob(package.files), key=lambda path: path.name)
     if not paths:
-        raise DataError(
-            f"no {package.files} in {work}. Run `{package.fetch}`, unpack as the docstring tells."
-        )
+        raise DataError(f"no {package.files} in {work}. Run `{package.fetch}`, unpack as the docstring tells.")
     sums = "".join(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in paths)
     found = hashlib.sha256(sums.encode()).hexdigest()
     if found != package.files_sha256:

@@ -1,6 +1,6 @@
 """The published converter's command line, served by `ling convert`.
 
-    python tools/convert_dcp_to_safe_tensors.py --checkpoint-path DCP --target-path OUT [--force-bf16 | --force-fp8]
+python tools/convert_dcp_to_safe_tensors.py --checkpoint-path DCP --target-path OUT [--force-fp8]
 """
 
 import argparse

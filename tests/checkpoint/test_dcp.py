@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.golden_cases import GOLDEN
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 
 from ling.checkpoint import load_model
@@ -17,7 +18,6 @@ from ling.config import write_published
 from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.testing.models import tiny_model
-from tests.golden_cases import GOLDEN
 
 
 @pytest.fixture
@@ -33,7 +33,12 @@ def saved(model: CausalLM, tmp_path: Path) -> Path:
 
     tensors = {MODEL_PREFIX + name: value for name, value in model.state_dict().items()}
     tensors["optim/some/moment"] = torch.arange(3.0)
-    save_dcp(tmp_path / "step_1", tensors, {"model": write_published(model.config), "step": 1}, finish=add_tokenizer)
+    save_dcp(
+        tmp_path / "step_1",
+        tensors,
+        {"model": write_published(model.config), "step": 1},
+        finish=add_tokenizer,
+    )
     return tmp_path / "step_1"
 
 
@@ -43,7 +48,9 @@ def test_tensors_and_facts_come_back(saved: Path) -> None:
     assert source.read("optim/some/moment").tolist() == [0, 1, 2]
     with pytest.raises(CheckpointError, match="lacks tensor optim/other"):
         source.read("optim/other")
-    with pytest.raises(CheckpointError, match=r"is \(3,\) in .*, here it is \(4,\): the checkpoint is of another model"):
+    with pytest.raises(
+        CheckpointError, match=r"is \(3,\) in .*, here it is \(4,\): the checkpoint is of another model"
+    ):
         source.load_into({"optim/some/moment": torch.zeros(4)})
 
 
@@ -61,7 +68,9 @@ def test_conversion_to_float32_loses_nothing(saved: Path, model: CausalLM, tmp_p
 def test_the_published_command_line(saved: Path, tmp_path: Path, flag: str, dtype: str) -> None:
     script = Path(__file__).parents[2] / "tools/convert_dcp_to_safe_tensors.py"
     paths = ["--checkpoint-path", str(saved), "--target-path", str(tmp_path / "deep/down/hf")]
-    done = subprocess.run([sys.executable, str(script), *paths, flag, "--mtp-as-extra-layer"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(script), *paths, flag, "--mtp-as-extra-layer"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     kept = load_model(tmp_path / "deep/down/hf", fp8="keep" if "fp8" in flag else "dequantize")
     assert str(kept.model.layers[1].mlp.experts.down_proj.dtype) == f"torch.{dtype}"
@@ -110,7 +119,7 @@ def test_metadata_cannot_point_outside_its_directory(saved: Path) -> None:
 def test_damage_is_named(saved: Path) -> None:
     (data,) = saved.glob("*.distcp")
     data.write_bytes(data.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot be read .* copy it again"):
+    with pytest.raises(CheckpointError, match=r"cannot be read .* copy it again"):
         DcpSource(saved).read(MODEL_PREFIX + "lm_head.weight")
     (saved / ".metadata").write_bytes(b"not a pickle")
     with pytest.raises(CheckpointError, match="is damaged"):

@@ -79,11 +79,23 @@ def test_float8_holds_what_the_quantiser_gives(model: CausalLM, tmp_path: Path, 
     state = model.state_dict()
     F = model.config.moe_intermediate_size
     sources = {
-        "model.layers.1.attention.query_key_value.weight": (state["model.layers.1.attention.query_key_value.weight"], False),
+        "model.layers.1.attention.query_key_value.weight": (
+            state["model.layers.1.attention.query_key_value.weight"],
+            False,
+        ),
         "model.layers.1.attention.dense.weight": (state["model.layers.1.attention.dense.weight"], True),
-        "model.layers.1.mlp.experts.2.gate_proj.weight": (state["model.layers.1.mlp.experts.gate_up_proj"][2, :F], True),
-        "model.layers.1.mlp.experts.2.up_proj.weight": (state["model.layers.1.mlp.experts.gate_up_proj"][2, F:], True),
-        "model.layers.1.mlp.experts.2.down_proj.weight": (state["model.layers.1.mlp.experts.down_proj"][2], False),
+        "model.layers.1.mlp.experts.2.gate_proj.weight": (
+            state["model.layers.1.mlp.experts.gate_up_proj"][2, :F],
+            True,
+        ),
+        "model.layers.1.mlp.experts.2.up_proj.weight": (
+            state["model.layers.1.mlp.experts.gate_up_proj"][2, F:],
+            True,
+        ),
+        "model.layers.1.mlp.experts.2.down_proj.weight": (
+            state["model.layers.1.mlp.experts.down_proj"][2],
+            False,
+        ),
     }
     for key, (values, published_power_of_two) in sources.items():
         power_of_two = published_power_of_two if scales == "published" else scales == "pow2"
@@ -154,10 +166,19 @@ GATE = "model.layers.1.mlp.gate.weight"
     [
         (lambda t: t.pop(GATE), f"lacks {GATE}"),
         (lambda t: t.update(extra=torch.zeros(1)), "holds extra, which this model has no place for"),
-        (lambda t: t.update({GATE: torch.zeros(5, 160)}), rf"tensor {GATE} is \(5, 160\) in .*has \(4, 160\)"),
+        (
+            lambda t: t.update({GATE: torch.zeros(5, 160)}),
+            rf"tensor {GATE} is \(5, 160\) in .*has \(4, 160\)",
+        ),
         (lambda t: t[GATE].fill_(torch.nan), f"tensor {GATE} .* has values that are NaN or infinite"),
-        (lambda t: t[GATE].view(-1)[-1:].fill_(torch.inf), f"tensor {GATE} .* has values that are NaN or infinite"),
-        (lambda t: t.update({GATE: t[GATE].int()}), f"tensor {GATE} .* has dtype I32 where BF16 or F32 or F16 belongs"),
+        (
+            lambda t: t[GATE].view(-1)[-1:].fill_(torch.inf),
+            f"tensor {GATE} .* has values that are NaN or infinite",
+        ),
+        (
+            lambda t: t.update({GATE: t[GATE].int()}),
+            f"tensor {GATE} .* has dtype I32 where BF16 or F32 or F16 belongs",
+        ),
         (lambda t: [t.pop(k) for k in list(t) if k.startswith("model.layers.2.")], "promises an MTP layer"),
     ],
     ids=["missing", "unexpected", "misshapen", "nan", "inf", "dtype", "mtp"],
@@ -243,13 +264,15 @@ def test_other_directories_say_what_they_lack(saved: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json: No such file"):
         load_model(tmp_path / "nowhere")
     edit_json(saved / "config.json", quantization_config={"quant_method": "awq"})
-    with pytest.raises(CheckpointError, match="quantization awq .* is not supported"):
+    with pytest.raises(CheckpointError, match=r"quantization awq .* is not supported"):
         load_model(saved)
 
 
 def test_a_checkpoint_of_another_size_is_named(saved: Path) -> None:
     edit_json(saved / "config.json", num_experts=8)
-    with pytest.raises(CheckpointError, match=r"lacks model\.layers\.1\.mlp\.experts\.4\.gate_proj\.weight and \d+ more"):
+    with pytest.raises(
+        CheckpointError, match=r"lacks model\.layers\.1\.mlp\.experts\.4\.gate_proj\.weight and \d+ more"
+    ):
         load_model(saved)
 
 

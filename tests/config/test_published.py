@@ -5,11 +5,11 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.golden_cases import GOLDEN
 
 from ling.config import PRESETS, ModelConfig, preset, read_published, write_published
 from ling.config.model import RopeScaling
 from ling.errors import ConfigError
-from tests.golden_cases import GOLDEN
 
 BASE = {"architectures": ["BailingMoeV2ForCausalLM"], "model_type": "bailing_moe"}
 
@@ -81,6 +81,13 @@ def test_both_yarn_spellings() -> None:
         read(rope_scaling={"rope_type": "longrope", "factor": 4.0})
     with pytest.raises(ConfigError, match="needs a factor"):
         read(rope_scaling={"type": "yarn", "original_max_position_embeddings": 8})
+
+
+def test_yarn_as_published_raises_the_context() -> None:
+    published = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert read(rope_scaling=published, max_position_embeddings=32768).max_position_embeddings == 131072
+    assert read(rope_scaling=published, max_position_embeddings=262144).max_position_embeddings == 262144
+    assert read(rope_scaling={"type": "linear", "factor": 4.0}).max_position_embeddings == 32768
 
 
 @pytest.mark.parametrize(

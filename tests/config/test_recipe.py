@@ -62,7 +62,7 @@ def test_mistakes_in_a_file_name_the_file(tmp_path: Path) -> None:
         load_recipe(file=write(tmp_path, "optim: [1"))
     with pytest.raises(ConfigError, match="must be a mapping of sections, not list"):
         load_recipe(file=write(tmp_path, "- 1"))
-    with pytest.raises(ConfigError, match="cannot read recipe .*: No such file"):
+    with pytest.raises(ConfigError, match=r"cannot read recipe .*: No such file"):
         load_recipe(file=tmp_path / "absent.yaml")
 
 

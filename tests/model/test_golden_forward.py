@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.golden_cases import Run, load_case, runs
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -18,7 +19,6 @@ from ling.testing.tolerances import (
     assert_close,
 )
 from ling.train.loss import Losses, compute_loss
-from tests.golden_cases import Run, load_case, runs
 
 FP32_RUNS = [r for r in runs("forward") if r.case not in ("bf16", "ties_raw")]
 BF16_RUNS = [r for r in runs("forward") if r.case == "bf16"]
@@ -54,7 +54,11 @@ def recorded(model: CausalLM, run: Run) -> tuple[ModelOutput, dict[str, Tensor]]
     handles = []
     for i, block in enumerate(model.model.layers):
         last = block if i < model.config.num_hidden_layers else block.final_layernorm
-        for name, module in ((f"{i}.hidden", last), (f"{i}.attn_out", block.attention), (f"{i}.mlp_out", block.mlp)):
+        for name, module in (
+            (f"{i}.hidden", last),
+            (f"{i}.attn_out", block.attention),
+            (f"{i}.mlp_out", block.mlp),
+        ):
             handles.append(module.register_forward_hook(keep(f"out.layers.{name}")))
     with torch.no_grad():
         output = forward(model, run)

@@ -9,7 +9,9 @@ from ling.model.batch import pack
 from ling.testing.models import tiny_config, tiny_model
 
 
-@pytest.mark.parametrize("cast", [lambda m: m.bfloat16(), lambda m: m.to(torch.float16), lambda m: m.to("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "cast", [lambda m: m.bfloat16(), lambda m: m.to(torch.float16), lambda m: m.to("cpu", torch.bfloat16)]
+)
 def test_no_cast_touches_the_router(cast) -> None:
     model = tiny_model()
     gate = model.model.layers[1].mlp.gate

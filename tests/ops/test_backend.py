@@ -12,7 +12,10 @@ ROWS, WEIGHTS, OFFSETS = torch.ones(2, 4), torch.ones(1, 4, 4), torch.tensor([2]
 
 
 def test_a_forced_back_end_that_cannot_run_says_why() -> None:
-    with use_backend("torch"), pytest.raises(BackendError, match=r"grouped_linear cannot use back end torch: .*float64"):
+    with (
+        use_backend("torch"),
+        pytest.raises(BackendError, match=r"grouped_linear cannot use back end torch: .*float64"),
+    ):
         grouped_linear(ROWS.double(), WEIGHTS.double(), OFFSETS)
 
 
@@ -23,7 +26,10 @@ def test_a_call_a_twin_cannot_take_falls_to_the_reference() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(BackendError, match="unknown back end tritn; known: reference, torch"), use_backend("tritn"):
+    with (
+        pytest.raises(BackendError, match="unknown back end tritn; known: reference, torch"),
+        use_backend("tritn"),
+    ):
         pass
 
 

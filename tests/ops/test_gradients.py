@@ -72,7 +72,11 @@ def case_split_norm_rope(d: torch.dtype) -> Case:
 
 def case_attention(d: torch.dtype) -> Case:
     rows = Ragged([3, 1, 2])
-    return lambda q, k, v: attention(q, k, v, rows, rows), [make(d, 0, 6, 4, 8), make(d, 1, 6, 2, 8), make(d, 2, 6, 2, 8)]
+    return lambda q, k, v: attention(q, k, v, rows, rows), [
+        make(d, 0, 6, 4, 8),
+        make(d, 1, 6, 2, 8),
+        make(d, 2, 6, 2, 8),
+    ]
 
 
 def case_attention_to_longer_keys(d: torch.dtype) -> Case:
@@ -159,7 +163,10 @@ def test_grouped_linear_takes_any_division_of_rows(counts: list[int], width: int
     """Empty experts, one-row experts, all rows to one expert, odd totals."""
     results = []
     for backend in ("reference", "torch"):
-        rows, weights = make(torch.float32, seed, sum(counts), 8), make(torch.float32, seed + 1, len(counts), width, 8)
+        rows, weights = (
+            make(torch.float32, seed, sum(counts), 8),
+            make(torch.float32, seed + 1, len(counts), width, 8),
+        )
         with use_backend(backend):
             out = grouped_linear(rows, weights, offsets(*counts))
         results.append((out, *torch.autograd.grad(out.sin().sum(), [rows, weights])))

@@ -58,7 +58,6 @@ class Piece:
         start = num_blocks(self.rows[1] - self.rows[0]) if self.rows[0] else 0
         return start, start + self.scale_shape[0]
 
-
     def part_of(self, parameter: Tensor) -> Tensor:
         """Return the view of the model tensor that this piece fills."""
         return _view(parameter, self.expert, self.rows)
@@ -105,9 +104,7 @@ def _plain(key: str, *shape: int) -> Piece:
 
 
 def _matrix(key: str, rows: int, columns: int, *, power_of_two_scale: bool = False) -> Piece:
-    return Piece(
-        key=key, parameter=key, shape=(rows, columns), quantized=True, power_of_two_scale=power_of_two_scale
-    )
+    return Piece(key=key, parameter=key, shape=(rows, columns), quantized=True, power_of_two_scale=power_of_two_scale)
 
 
 def _layer(model: ModelConfig, layer: int) -> Iterator[Piece]:

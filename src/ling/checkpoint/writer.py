@@ -35,12 +35,10 @@ class TensorSpec:
         return size
 
 
-def write_shards(
-    directory: Path, specs: Sequence[TensorSpec], tensors: Iterator[Tensor], max_shard_bytes: int
-) -> None:
+def write_shards(directory: Path, specs: Sequence[TensorSpec], tensors: Iterator[Tensor], max_shard_bytes: int) -> None:
     """Write `tensors`, which come in the order of `specs`, as numbered shards and an index into `directory`."""
     shards = _cut(specs, max_shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         _write_file(directory / name, shard, tensors)
@@ -76,5 +74,5 @@ def _write_file(path: Path, specs: Sequence[TensorSpec], tensors: Iterator[Tenso
         file.write(encoded)
         for spec in specs:
             tensor = next(tensors)
-            assert tensor.dtype == spec.dtype and tuple(tensor.shape) == spec.shape, (spec, tensor.shape)
-            file.write(memoryview(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy()))
+            assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
+            file.write(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)

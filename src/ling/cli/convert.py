@@ -45,7 +45,10 @@ def run_conversion(
     from ling.checkpoint.convert import convert_dcp
     from ling.checkpoint.save import ExportFormat, Precision, ScaleMode
 
-    for name, value, known in (("--dtype", dtype, get_args(Precision)), ("--fp8-scales", fp8_scales, get_args(ScaleMode))):
+    for name, value, known in (
+        ("--dtype", dtype, get_args(Precision)),
+        ("--fp8-scales", fp8_scales, get_args(ScaleMode)),
+    ):
         if value not in known:
             raise ConfigError(f"{name} {value} is not known; use {', '.join(known)}")
     if max_shard_gb <= 0:

@@ -221,9 +221,7 @@ class ModelConfig:
         if E % G:
             raise ConfigError(f"model.n_group {G} does not divide num_experts {E}")
         if E // G < 2:
-            raise ConfigError(
-                f"model.n_group {G} leaves {E // G} expert per group; a group is scored by its two best"
-            )
+            raise ConfigError(f"model.n_group {G} leaves {E // G} expert per group; a group is scored by its two best")
         if kept > G:
             raise ConfigError(f"model.topk_group {kept} is larger than n_group {G}")
         if k > kept * (E // G):

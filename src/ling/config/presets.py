@@ -36,40 +36,79 @@ PRESETS: dict[str, Tree] = {
     "ling_mini_4k": {"model": {**_LING, "rope_theta": 10000.0, "max_position_embeddings": 4096}},
     "ling_flash": {
         "model": {
-            **_LING, "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 9216,
-            "moe_intermediate_size": 1024, "moe_shared_expert_intermediate_size": 1024,
-            "num_attention_heads": 32, "num_key_value_heads": 4,
-        }  # fmt: skip
+            **_LING,
+            "hidden_size": 4096,
+            "num_hidden_layers": 32,
+            "intermediate_size": 9216,
+            "moe_intermediate_size": 1024,
+            "moe_shared_expert_intermediate_size": 1024,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+        }
     },
     "ling_1t": {
         "model": {
-            **_LING, "hidden_size": 8192, "num_hidden_layers": 80, "first_k_dense_replace": 4,
-            "intermediate_size": 18432, "moe_intermediate_size": 2048,
-            "moe_shared_expert_intermediate_size": 2048, "num_attention_heads": 64, "num_key_value_heads": 8,
-        }  # fmt: skip
+            **_LING,
+            "hidden_size": 8192,
+            "num_hidden_layers": 80,
+            "first_k_dense_replace": 4,
+            "intermediate_size": 18432,
+            "moe_intermediate_size": 2048,
+            "moe_shared_expert_intermediate_size": 2048,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+        }
     },
     "qwen3_8b": {
         "model": {
-            **_dense(36), "hidden_size": 4096, "intermediate_size": 12288, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "vocab_size": 151936, "rope_theta": 1e6, "max_position_embeddings": 40960,
-        }  # fmt: skip
+            **_dense(36),
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 151936,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 40960,
+        }
     },
     "llama31_8b": {
         "model": {
-            **_dense(32), "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 5e5, "max_position_embeddings": 131072,
-            "use_qk_norm": False, "rms_norm_eps": 1e-5,
-        }  # fmt: skip
+            **_dense(32),
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+            "rope_theta": 5e5,
+            "max_position_embeddings": 131072,
+            "use_qk_norm": False,
+            "rms_norm_eps": 1e-5,
+        }
     },
     "tiny": {
         "model": {
-            "vocab_size": 128, "hidden_size": 64, "num_hidden_layers": 3, "intermediate_size": 96,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "rotary_dim": 16,
-            "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 12, "n_group": 4,
-            "topk_group": 2, "routed_scaling_factor": 2.5, "rope_theta": 10000.0, "max_position_embeddings": 256,
-            "num_nextn_predict_layers": 1, "mtp_loss_scaling_factor": 0.1, "pad_token_id": 0, "eos_token_id": 1,
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "num_hidden_layers": 3,
+            "intermediate_size": 96,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "rotary_dim": 16,
+            "num_experts": 16,
+            "num_experts_per_tok": 4,
+            "moe_intermediate_size": 12,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 256,
+            "num_nextn_predict_layers": 1,
+            "mtp_loss_scaling_factor": 0.1,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
             "torch_dtype": "float32",
-        }  # fmt: skip
+        }
     },
 }
 

@@ -67,7 +67,7 @@ def read_published(config: Mapping[str, Any], *, where: str = "config.json") -> 
     fields |= _attention_fields(config)
     fields |= _expert_fields(config)
     fields |= _rope_fields(config, fields["head_dim"], where)
-    eos = config.get("eos_token_id", ModelConfig.__dataclass_fields__["eos_token_id"].default)
+    eos = config.get("eos_token_id", _default("eos_token_id"))
     fields["eos_token_id"] = tuple(eos) if isinstance(eos, list | tuple) else eos
     fields["torch_dtype"] = _dtype(config, where)
     ignored = sorted(set(config) - set(_PLAIN) - set(_FIXED) - _SILENT - _RESOLVED)
@@ -113,29 +113,29 @@ def _check_architecture(config: Mapping[str, Any], where: str) -> None:
         raise ConfigError(f"{where}: neither architectures nor model_type says that this is {ARCHITECTURE}")
 
 
+def _default(key: str) -> Any:
+    return ModelConfig.__dataclass_fields__[key].default
+
+
 def _attention_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = ModelConfig.__dataclass_fields__
-    heads = config.get("num_attention_heads") or defaults["num_attention_heads"].default
-    hidden = config.get("hidden_size") or defaults["hidden_size"].default
+    heads = config.get("num_attention_heads") or _default("num_attention_heads")
+    hidden = config.get("hidden_size") or _default("hidden_size")
     # A missing head_dim is the class default, a null one is hidden / heads: the published class does so.
-    head_dim = config.get("head_dim", defaults["head_dim"].default) or hidden // heads
-    kv_heads = config.get("num_key_value_heads", defaults["num_key_value_heads"].default) or heads
+    head_dim = config.get("head_dim", _default("head_dim")) or hidden // heads
+    kv_heads = config.get("num_key_value_heads", _default("num_key_value_heads")) or heads
     return {"head_dim": head_dim, "num_key_value_heads": kv_heads}
 
 
 def _expert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    defaults = ModelConfig.__dataclass_fields__
     # null and 0 both mean "none" for shared experts and groups; only a missing key means the default.
-    return {
-        key: config.get(key, defaults[key].default) or 0 for key in ("num_shared_experts", "n_group", "topk_group")
-    }
+    return {key: config.get(key, _default(key)) or 0 for key in ("num_shared_experts", "n_group", "topk_group")}
 
 
 def _rope_fields(config: Mapping[str, Any], head_dim: int, where: str) -> dict[str, Any]:
     """Resolve rotary width, base and scaling from either generation of spellings."""
     nested = config.get("rope_parameters") or {}
     merged = {**nested, **{k: v for k, v in config.items() if v is not None}}
-    theta = merged.get("rope_theta", ModelConfig.__dataclass_fields__["rope_theta"].default)
+    theta = merged.get("rope_theta", _default("rope_theta"))
     by_dim, by_factor = merged.get("rotary_dim") or None, merged.get("partial_rotary_factor")
     if by_dim is not None and by_factor is not None and by_dim != int(head_dim * by_factor):
         raise ConfigError(
@@ -143,7 +143,19 @@ def _rope_fields(config: Mapping[str, Any], head_dim: int, where: str) -> dict[s
             f"(of head_dim {head_dim}: {int(head_dim * by_factor)}); keep the right one"
         )
     rotary_dim = by_dim if by_dim is not None else int(head_dim * by_factor) if by_factor is not None else head_dim
-    return {"rope_theta": theta, "rotary_dim": rotary_dim, "rope_scaling": _read_rope_scaling(config, where)}
+    fields = {"rope_theta": theta, "rotary_dim": rotary_dim, "rope_scaling": _read_rope_scaling(config, where)}
+    return fields | _context_under_yarn(config, fields["rope_scaling"], where)
+
+
+def _context_under_yarn(config: Mapping[str, Any], scaling: RopeScaling | None, where: str) -> dict[str, int]:
+    """Return the raised context: YaRN as published is added without touching max_position_embeddings."""
+    if scaling is None or scaling.original_max_position_embeddings is None:
+        return {}
+    stretched = int(scaling.factor * scaling.original_max_position_embeddings)
+    if stretched <= config.get("max_position_embeddings", _default("max_position_embeddings")):
+        return {}
+    logger.info("%s: YaRN raises max_position_embeddings to %d", where, stretched)
+    return {"max_position_embeddings": stretched}
 
 
 def _partial_rotary_factor(rotated_dim: int, head_dim: int) -> float:
@@ -156,7 +168,7 @@ def _read_rope_scaling(config: Mapping[str, Any], where: str) -> RopeScaling | N
     raw = config.get("rope_scaling") or config.get("rope_parameters")
     if not raw:
         return None
-    kind = raw.get("rope_type") or raw.get("type") or "default"
+    kind: Any = raw.get("rope_type") or raw.get("type") or "default"
     if raw.get("type", kind) != kind:
         raise ConfigError(f"{where}: rope_scaling.type {raw['type']} contradicts rope_type {kind}")
     if kind == "default":

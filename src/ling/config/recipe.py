@@ -32,9 +32,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def load_recipe(
-    *, preset_name: str | None = None, file: Path | None = None, overrides: Iterable[str] = ()
-) -> Recipe:
+def load_recipe(*, preset_name: str | None = None, file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
     """Resolve a recipe.
 
     preset_name  a name of `ling.config.PRESETS`; a file's own `preset:` line serves if this is None
@@ -56,6 +54,15 @@ def load_recipe(
     return recipe
 
 
+def recipe_from_tree(tree: Tree) -> Recipe:
+    """Rebuild a recipe from what `recipe_tree` gave."""
+    whole: Tree = {}
+    _overlay(whole, tree, "in a stored recipe")
+    recipe = _validate(whole)
+    check_recipe(recipe)
+    return recipe
+
+
 def recipe_tree(recipe: Any) -> Tree:
     """Return a config dataclass as plain values, ready for YAML or JSON."""
     return dataclasses.asdict(recipe)
@@ -65,9 +72,7 @@ def recipe_diff(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return `{"section.key": (default, value)}` for every value that differs from the default."""
     before, after = _flatten(recipe_tree(Recipe())), _flatten(recipe_tree(recipe))
     return {
-        key: (before.get(key), after.get(key))
-        for key in sorted(before | after)
-        if before.get(key) != after.get(key)
+        key: (before.get(key), after.get(key)) for key in sorted(before | after) if before.get(key) != after.get(key)
     }
 
 

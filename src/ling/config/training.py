@@ -10,8 +10,10 @@ class DataConfig:
     """What a run reads."""
 
     dialogue_fraction: float = 0.8
-    """Share of documents that are generated dialogues; the rest are pieces of the built-in books."""
-    max_document_tokens: int = 160
+    """Share of tokens in generated dialogues; the rest are pieces of the built-in books."""
+    dialogue_level: int = 1
+    """1: what minutes of training can learn; 2: larger numbers and more tools as well."""
+    max_document_tokens: int = 192
     """Longer text is cut into pieces of this many tokens; longer dialogues are left out."""
     heldout_percent: float = 1.0
     """Share of book documents kept from training, chosen by hash, so it never moves."""
@@ -19,6 +21,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.dialogue_fraction <= 1:
             raise ConfigError(f"data.dialogue_fraction must lie between 0 and 1, got {self.dialogue_fraction}")
+        if self.dialogue_level not in (1, 2):
+            raise ConfigError(f"data.dialogue_level must be 1 or 2, got {self.dialogue_level}")
         if self.max_document_tokens < 16:
             raise ConfigError(f"data.max_document_tokens must be at least 16, got {self.max_document_tokens}")
         if not 0 < self.heldout_percent < 50:
@@ -50,7 +54,13 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
-        for name in ("warmup_steps", "weight_decay", "clip_grad_norm", "expert_bias_update_rate", "router_z_loss"):
+        for name in (
+            "warmup_steps",
+            "weight_decay",
+            "clip_grad_norm",
+            "expert_bias_update_rate",
+            "router_z_loss",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} must not be negative, got {getattr(self, name)}")
 

@@ -5,7 +5,7 @@ and its drafts, so plain decoding and verification are the same pass.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from ling.checkpoint import load_model
 from ling.engine.request import Completion, GenerationStats, SamplingParams, Sequence
 from ling.engine.runner import Runner
 from ling.engine.sampler import sample
+from ling.engine.scoring import negative_log_likelihoods
 from ling.engine.speculative import count_accepted, propose
 from ling.errors import CheckpointError, RequestError
 from ling.model import CausalLM
 from ling.tokenizer import Tokenizer, encode_chat
 
 Prompt = str | SequenceOf[int]
+Message = Mapping[str, Any]
 
 
 class LLM:
@@ -65,14 +67,24 @@ class LLM:
         return done
 
     def chat(
-        self, conversations: SequenceOf[SequenceOf[Any]], params: SamplingParams | None = None, **template: Any
+        self,
+        conversations: SequenceOf[SequenceOf[Message]],
+        params: SamplingParams | None = None,
+        *,
+        tools: SequenceOf[SequenceOf[Any]] | None = None,
     ) -> list[Completion]:
-        """Answer each conversation of OpenAI messages; `template` goes to the chat renderer."""
-        prompts = [
-            encode_chat(self.tokenizer, messages, add_generation_prompt=True, **template)[0]
-            for messages in conversations
-        ]
+        """Answer each conversation of OpenAI messages; `tools` holds the tools of each conversation."""
+        given = tools or [()] * len(conversations)
+        prompts = [self.chat_prompt(messages, own) for messages, own in zip(conversations, given, strict=True)]
         return self.generate(prompts, params)
+
+    def chat_prompt(self, messages: SequenceOf[Message], tools: SequenceOf[Any] = ()) -> list[int]:
+        """Return the tokens after which the model answers."""
+        return encode_chat(self.tokenizer, messages, tools=tools or None, add_generation_prompt=True)[0]
+
+    def negative_log_likelihoods(self, sequences: SequenceOf[SequenceOf[int]]) -> list[list[float]]:
+        """Return the nats of each token after the first, per sequence."""
+        return negative_log_likelihoods(self.model, sequences)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[int]:
         """Yield the tokens of one completion as they come, the stop token left out."""
@@ -94,12 +106,11 @@ class LLM:
                 raise RequestError(
                     f"the prompt has {len(tokens)} tokens, the context {context}, and the answer needs one too"
                 )
-            if (worst := max(tokens)) >= self.model.config.vocab_size or min(tokens) < 0:
-                raise RequestError(f"token id {worst} is not in a vocabulary of {self.model.config.vocab_size}")
+            vocabulary = self.model.config.vocab_size
+            if (stray := next((t for t in tokens if not 0 <= t < vocabulary), None)) is not None:
+                raise RequestError(f"token id {stray} is not in a vocabulary of {vocabulary}")
             max_new = min(params.max_tokens, context - len(tokens))
-            sequences.append(
-                Sequence(slot=slot, tokens=tokens, num_prompt=len(tokens), params=params, max_new=max_new)
-            )
+            sequences.append(Sequence(slot=slot, tokens=tokens, num_prompt=len(tokens), params=params, max_new=max_new))
         return sequences
 
     def _run(self, sequences: list[Sequence]) -> Iterator[list[list[int]]]:

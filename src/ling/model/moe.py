@@ -15,7 +15,7 @@ from ling.ops.router import RouterRule, Routing
 class Router(PinnedDtype):
     """`weight` (E, H) and the buffer `expert_bias` (E,): float32 whatever the model is cast to.
 
-    A bias step of 1e-3 is lost beside a bias of 0.5 in bfloat16, and rounded router weights choose other experts. (A gradient check in float64 unpins it.)
+    A bias step of 1e-3 is lost beside a bias of 0.5 in bfloat16, and rounded router weights choose other experts.
     """
 
     pinned = True
@@ -71,9 +71,7 @@ class SparseMoe(nn.Module):
         self.gate = Router(model)
         self.experts = Experts(model)
         self.shared_experts = MLP(model.hidden_size, model.shared_expert_dim) if model.shared_expert_dim else None
-        self.rule = RouterRule(
-            model.num_experts_per_tok, model.n_group, model.topk_group, model.routed_scaling_factor
-        )
+        self.rule = RouterRule(model.num_experts_per_tok, model.n_group, model.topk_group, model.routed_scaling_factor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         shared = None if self.shared_experts is None else self.shared_experts.quantities()

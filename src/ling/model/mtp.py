@@ -27,9 +27,7 @@ class MtpBlock(Block):
         self.eh_proj = Linear(2 * H, H)
         self.final_layernorm = RMSNorm(H, model.rms_norm_eps)
 
-    def predict(
-        self, embedding: Tensor, hidden: Tensor, rope: Rope, batch: AttentionBatch
-    ) -> tuple[Tensor, Routing]:
+    def predict(self, embedding: Tensor, hidden: Tensor, rope: Rope, batch: AttentionBatch) -> tuple[Tensor, Routing]:
         """Return the hidden state the head reads, (N, H), and the routing.
 
         embedding  (N, H)  of the token ahead

@@ -33,9 +33,7 @@ class Transformer(nn.Module):
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.config = model
-        self.word_embeddings = nn.Embedding(
-            model.vocab_size, model.hidden_size, padding_idx=model.pad_token_id
-        )
+        self.word_embeddings = nn.Embedding(model.vocab_size, model.hidden_size, padding_idx=model.pad_token_id)
         main = [Block(model, i) for i in range(model.num_hidden_layers)]
         mtp = [MtpBlock(model, i) for i in range(model.num_hidden_layers, model.num_stored_layers)]
         self.layers = nn.ModuleList([*main, *mtp])

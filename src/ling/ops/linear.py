@@ -3,6 +3,8 @@
 Every product with a weight goes through these two functions, so a weight may be a tensor or quantised.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def grouped_linear(rows: Tensor, weights: Weight, offsets: Tensor) -> Tensor:
     """
     values = _values(weights, rows.dtype)
     ends = [0, *offsets.tolist()]
-    parts = [rows[a:b] @ values[e].T for e, (a, b) in enumerate(zip(ends, ends[1:]))]
+    parts = [rows[a:b] @ values[e].T for e, (a, b) in enumerate(pairwise(ends))]
     return torch.cat(parts)
 
 

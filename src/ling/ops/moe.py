@@ -1,7 +1,7 @@
 """The sparse feed-forward: route, permute, grouped GEMM, combine. Dropless; no Python loop over experts.
 
-    tokens (N, H) --route--> k experts each --sort by expert--> rows (R, H), R = N * k
-    rows --gate_up--> (R, 2F) --swiglu--> (R, F) --down--> (R, H) --weighted sum per token--> (N, H)
+tokens (N, H) --route--> k experts each --sort by expert--> rows (R, H), R = N * k
+rows --gate_up--> (R, 2F) --swiglu--> (R, F) --down--> (R, H) --weighted sum per token--> (N, H)
 """
 
 from typing import NamedTuple
@@ -45,9 +45,7 @@ def moe_layer(x: Tensor, weights: MoeWeights, rule: RouterRule) -> tuple[Tensor,
 
 
 @op(torch="ling.ops.torch.moe")
-def mix_experts(
-    x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Weight, down_proj: Weight
-) -> Tensor:
+def mix_experts(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Send each token through its k experts and add up their outputs times `mix`.
 
     x  (N, H); ids, mix (N, k); counts (E,); gate_up_proj (E, 2F, H); down_proj (E, H, F)

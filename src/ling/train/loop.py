@@ -163,4 +163,3 @@ def _as_line(report: StepReport) -> str:
     values = asdict(report)
     values["counts"] = {layer: counts.tolist() for layer, counts in report.counts.items()}
     return json.dumps(values) + "\n"
-

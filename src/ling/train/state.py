@@ -43,14 +43,13 @@ class TrainState:
             wanted |= self._empty_moments()
         if self.snapshots.count:
             self.snapshots.sums = {
-                name: torch.empty_like(value, dtype=torch.float32)
-                for name, value in self.model.state_dict().items()
+                name: torch.empty_like(value, dtype=torch.float32) for name, value in self.model.state_dict().items()
             }
             wanted |= {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
         source.load_into(wanted)
 
     def _empty_moments(self) -> dict[str, Tensor]:
-        named = {}
+        named: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             moments = {
                 "step": torch.zeros((), dtype=torch.float32),

@@ -33,7 +33,7 @@ def train_step(
     optim = recipe.optim
     output = model(batch.tokens, batch.positions, batch.attention)
     losses = compute_loss(model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss)
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
     lr = lr_at(step, optim)
     set_lr(optimizer, lr)

@@ -52,8 +52,7 @@ def read_book(name: str) -> list[str]:
     sha256 = hashlib.sha256(compressed).hexdigest()
     if sha256 != book.sha256:
         raise DataError(
-            f"{path} has sha256 {sha256}, books.json says {book.sha256}: the file is damaged. "
-            "Install ling again."
+            f"{path} has sha256 {sha256}, books.json says {book.sha256}: the file is damaged. Install ling again."
         )
     return lzma.decompress(compressed).decode().removesuffix("\n").split(DOCUMENT_SEPARATOR)
 

@@ -17,20 +17,21 @@ def forward(q: Tensor, k: Tensor, v: Tensor, q_rows: Ragged, k_rows: Ragged) -> 
         return _attend_to_more(q, k, v, q_rows, k_rows)
     if len(q_rows.runs) == 1:
         return _attend_to_itself(q, k, v, q_rows)
-    parts = zip(*(x.split([run.total for run in q_rows.runs]) for x in (q, k, v)))
-    return torch.cat([_attend_to_itself(*part, run) for part, run in zip(parts, q_rows.runs)])
+    sizes = [run.total for run in q_rows.runs]
+    parts = zip(q.split(sizes), k.split(sizes), v.split(sizes), q_rows.runs)
+    return torch.cat([_attend_to_itself(*part) for part in parts])
 
 
 def _attend_to_itself(q: Tensor, k: Tensor, v: Tensor, rows: Ragged) -> Tensor:
     # Padding lies behind each sequence, where a causal mask hides it from every row that counts.
-    padded = [rows.pad(x).transpose(1, 2) for x in (q, k, v)]
-    out = scaled_dot_product_attention(*padded, is_causal=True, enable_gqa=True)
+    q, k, v = (rows.pad(x).transpose(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     return rows.unpad(out.transpose(1, 2))
 
 
 def _attend_to_more(q: Tensor, k: Tensor, v: Tensor, q_rows: Ragged, k_rows: Ragged) -> Tensor:
-    padded = [rows.pad(x).transpose(1, 2) for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows))]
+    q, k, v = (rows.pad(x).transpose(1, 2) for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows)))
     new, held = (torch.tensor(rows.lengths, device=q.device) for rows in (q_rows, k_rows))
     mask = visible_keys(new, held, q_rows.longest, k_rows.longest)
-    out = scaled_dot_product_attention(*padded, attn_mask=mask, enable_gqa=True)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     return q_rows.unpad(out.transpose(1, 2))

@@ -33,7 +33,13 @@ def forward(
 class _SplitNormRope(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, qkv: Tensor, query_weight: Tensor, key_weight: Tensor, cos: Tensor, sin: Tensor, heads: HeadShape
+        ctx: Any,
+        qkv: Tensor,
+        query_weight: Tensor,
+        key_weight: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: HeadShape,
     ) -> tuple[Tensor, Tensor, Tensor]:
         normed_heads = heads.A + heads.K
         qk, v = qkv[:, :normed_heads], qkv[:, normed_heads:]

@@ -14,8 +14,10 @@ def why_not(q: Tensor, keys: Tensor, values: Tensor, q_rows: Ragged, lengths: Te
 def forward(q: Tensor, keys: Tensor, values: Tensor, q_rows: Ragged, lengths: Tensor) -> Tensor:
     new = torch.tensor(q_rows.lengths, device=q.device)
     mask = visible_keys(new, lengths, q_rows.longest, keys.shape[1])
-    padded = (q_rows.pad(q).transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-    out = scaled_dot_product_attention(*padded, attn_mask=mask, enable_gqa=True)
+    padded = q_rows.pad(q).transpose(1, 2)
+    out = scaled_dot_product_attention(
+        padded, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask, enable_gqa=True
+    )
     return q_rows.unpad(out.transpose(1, 2))
 
 

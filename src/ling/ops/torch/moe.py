@@ -16,9 +16,7 @@ from ling.ops.row_order import order_rows
 from ling.ops.torch import linear
 
 
-def why_not(
-    x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Any, down_proj: Any
-) -> str | None:
+def why_not(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Any, down_proj: Any) -> str | None:
     if isinstance(gate_up_proj, Fp8BlockWeight) or isinstance(down_proj, Fp8BlockWeight):
         return "quantised weights go through grouped_linear"
     if x.dtype != torch.float32:

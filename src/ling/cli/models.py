@@ -1,0 +1,15 @@
+"""Opening the model a command names."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ling.engine.llm import LLM
+
+
+def open_model(directory: Path | None, *, num_drafts: int) -> "LLM":
+    """Return an engine over `directory`, or over the bundled model."""
+    from ling.engine.bundled import bundled_directory
+    from ling.engine.llm import LLM
+
+    return LLM.load(directory or bundled_directory(), num_drafts=num_drafts)

@@ -1,0 +1,41 @@
+"""Generated dialogues and pieces of real books, mixed by a function of (seed, step): resuming costs nothing."""
+
+import random
+
+from ling.config.recipe import Recipe
+from ling.data.books import BookTokens
+from ling.data.dialogues import training_dialogue
+from ling.data.documents import Document, dialogue_document
+from ling.tokenizer import Tokenizer
+
+
+class Mix:
+    """The documents of every step of a run."""
+
+    def __init__(self, recipe: Recipe, books: BookTokens, tokenizer: Tokenizer) -> None:
+        self.recipe = recipe
+        self.books = books
+        self.tokenizer = tokenizer
+
+    def documents(self, step: int) -> list[Document]:
+        """Return whole documents, shortest first, of at most `tokens_per_step` tokens in all.
+
+        The share of the books is filled first and exactly; dialogues take what is left and do not quite fill it.
+        """
+        data, budget = self.recipe.data, self.recipe.train.tokens_per_step
+        draw = random.Random(f"{self.recipe.train.seed}/{step}")
+        documents: list[Document] = []
+        from_books = round(budget * (1 - data.dialogue_fraction))
+        while from_books > 0:
+            documents.append(self.books.piece(draw, min(from_books, data.max_document_tokens)))
+            from_books -= len(documents[-1].tokens)
+        budget -= sum(len(d.tokens) for d in documents)
+        while data.dialogue_fraction:
+            document = dialogue_document(training_dialogue(draw, level=data.dialogue_level), self.tokenizer)
+            if len(document.tokens) > data.max_document_tokens:
+                continue
+            if len(document.tokens) > budget:
+                break
+            documents.append(document)
+            budget -= len(document.tokens)
+        return sorted(documents, key=lambda d: len(d.tokens))

@@ -1,0 +1,130 @@
+"""The engine's promises: batches, drafting and seeds change nothing; limits are said in one line."""
+
+import pytest
+import torch
+
+from ling.engine.llm import LLM
+from ling.engine.request import SamplingParams
+from ling.engine.sampler import gumbel_noise, sample
+from ling.errors import CheckpointError, RequestError
+from ling.testing.models import tiny_model
+from ling.testing.text import IdTokenizer
+
+MODEL = tiny_model(seed=1)
+PROMPTS = ["5 6 7", "9", "11 12 13 14 15 16 17", "5 6 8"]
+
+
+def llm(**options) -> LLM:
+    return LLM(MODEL, IdTokenizer(128), **options)
+
+
+def tokens(engine: LLM, prompts=PROMPTS, **params) -> list[list[int]]:
+    given = {"max_tokens": 20, "ignore_eos": True, **params}
+    return [c.token_ids for c in engine.generate(prompts, SamplingParams(**given))]
+
+
+@pytest.mark.parametrize(
+    "sampling", [{}, {"temperature": 0.8, "seed": 7}, {"temperature": 1.2, "top_k": 20, "top_p": 0.9}]
+)
+def test_a_request_gives_the_same_tokens_alone_in_a_batch_and_with_drafts(sampling: dict) -> None:
+    alone = [tokens(llm(), [p], **sampling)[0] for p in PROMPTS]
+    assert tokens(llm(), **sampling) == alone
+    assert tokens(llm(max_batch=2), **sampling) == alone
+    for num_drafts in (1, 2, 4):
+        assert tokens(llm(num_drafts=num_drafts), **sampling) == alone, num_drafts
+
+
+def test_seeds_differ_and_repeat() -> None:
+    first = tokens(llm(), temperature=1.0, seed=1)
+    assert first == tokens(llm(), temperature=1.0, seed=1)
+    assert first != tokens(llm(), temperature=1.0, seed=2)
+
+
+def test_drafts_that_the_model_itself_makes_are_accepted() -> None:
+    """An MTP layer whose answer is always the model's next choice would save a step per token; count that it could."""
+    engine = llm(num_drafts=2)
+    tokens(engine)
+    stats = engine.stats
+    assert stats.tokens == 20 * len(PROMPTS)
+    assert 0 <= stats.accepted <= stats.drafted
+    assert stats.steps <= 20
+
+
+def test_generation_stops_at_a_stop_id_and_says_so() -> None:
+    plain = tokens(llm(), ["5 6 7"])[0]
+    engine = llm()
+    engine.stop_ids = {plain[4]}
+    (done,) = engine.generate(["5 6 7"], SamplingParams(max_tokens=20))
+    assert (done.token_ids, done.finish_reason) == (plain[: plain.index(plain[4]) + 1], "stop")
+    (ignored,) = engine.generate(["5 6 7"], SamplingParams(max_tokens=20, ignore_eos=True))
+    assert (len(ignored.token_ids), ignored.finish_reason) == (20, "length")
+
+
+def test_streaming_gives_the_same_tokens() -> None:
+    whole = tokens(llm(), ["5 6 7"])[0]
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    assert list(llm(num_drafts=2).stream("5 6 7", params)) == whole
+
+
+def test_the_context_ends_a_completion() -> None:
+    length = MODEL.config.max_position_embeddings
+    (done,) = llm(num_drafts=1).generate([[5] * (length - 3)], SamplingParams(max_tokens=50, ignore_eos=True))
+    assert (len(done.token_ids), done.finish_reason) == (3, "length")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([5] * 256, "the prompt has 256 tokens, the context 256"),
+        ([], "the prompt is empty"),
+        ([5, 128], "token id 128 is not in a vocabulary of 128"),
+        ([5, -1], "token id -1 is not in a vocabulary of 128"),
+    ],
+)
+def test_prompts_that_cannot_be_run_say_why(prompt: list[int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        llm().generate([prompt])
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_wrong_parameters_are_named(params: dict, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        SamplingParams(**params)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="the tokenizer has 129 tokens, the model's vocabulary 128"):
+        LLM(MODEL, IdTokenizer(129))
+
+
+def test_noise_is_a_function_of_its_arguments_with_gumbel_moments() -> None:
+    noise = gumbel_noise(3, 5, 200_000, torch.device("cpu"))
+    assert torch.equal(noise, gumbel_noise(3, 5, 200_000, torch.device("cpu")))
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(1.6449, rel=0.02)
+    for other in (gumbel_noise(4, 5, 200_000, noise.device), gumbel_noise(3, 6, 200_000, noise.device)):
+        assert abs(torch.corrcoef(torch.stack([noise, other]))[0, 1].item()) < 0.01
+
+
+def test_sampling_follows_the_distribution() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]]).expand(4000, 4)
+    params = SamplingParams(temperature=1.0, seed=11)
+    chosen = torch.tensor(sample(logits, range(4000), [params] * 4000))
+    shares = torch.bincount(chosen, minlength=4) / 4000
+    torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.03, rtol=0)
+
+
+def test_top_k_and_top_p_keep_the_most_likely() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, 4)  # 0.64, 0.24, 0.09, 0.03
+    few = SamplingParams(temperature=1.0, top_k=2)
+    assert set(sample(logits, range(500), [few] * 500)) == {0, 1}
+    nucleus = SamplingParams(temperature=1.0, top_p=0.7)
+    assert set(sample(logits, range(500), [nucleus] * 500)) == {0, 1}

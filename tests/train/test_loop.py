@@ -1,0 +1,129 @@
+"""The loop: it learns, it resumes to the bit, and an interruption loses nothing."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from ling.config.recipe import Recipe, load_recipe
+from ling.errors import CheckpointError
+from ling.train.averaging import SnapshotMean, is_snapshot_step
+from ling.train.batch import TrainBatch, build_batch
+from ling.train.loop import Training
+from ling.train.state import latest_checkpoint
+
+OVERRIDES = [
+    "train.steps=12", "train.tokens_per_step=256", "train.checkpoint_every=5", "train.average_last=2",
+    "train.average_every=3", "optim.lr=3e-3", "optim.warmup_steps=2", "optim.expert_bias_update_rate=0.01",
+]  # fmt: skip
+
+
+def recipe(*more: str) -> Recipe:
+    return load_recipe(preset_name="tiny", overrides=[*OVERRIDES, *more])
+
+
+def read_batch(step: int) -> TrainBatch:
+    """Counting upwards from a random token: learnable in a few steps."""
+    draw = random.Random(step)
+    documents = [[(start + i) % 100 + 10 for i in range(24)] for start in draw.sample(range(100), 8)]
+    return build_batch(documents, [[True] * 24] * 8, 1)
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in training.state.model.state_dict().items()}
+
+
+def run(directory: Path, *more: str) -> tuple[Training, list[float]]:
+    training = Training(recipe(*more), directory, read_batch)
+    return training, [report.loss for report in training.run()]
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    _, losses = run(tmp_path, "train.steps=60")
+    assert losses[0] > 4.5
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 8, 11])
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
+    whole, losses = run(tmp_path / "whole")
+    interrupted = Training(recipe(), tmp_path / "cut", read_batch)
+    reports = interrupted.run()
+    for _ in range(stop_after):
+        next(reports)
+    reports.close()
+    resumed = Training(recipe(), tmp_path / "cut", read_batch)
+    assert resumed.resume() == stop_after
+    rest = [report.loss for report in resumed.run()]
+    assert rest == losses[stop_after:]
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13))
+
+
+def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
+    def interrupting(step: int) -> TrainBatch:
+        if step == 7:
+            raise KeyboardInterrupt
+        return read_batch(step)
+
+    training = Training(recipe(), tmp_path, interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        list(training.run())
+    assert Training(recipe(), tmp_path, read_batch).resume() == 7
+
+
+def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
+    training = Training(recipe(), tmp_path, read_batch)
+    reports = training.run()
+    for _ in range(8):
+        next(reports)
+    # The machine dies: no checkpoint since step 5, but lines up to step 8 are on disk.
+    del reports
+    for late in (tmp_path / "checkpoints").glob("step_000008"):
+        late.rename(tmp_path / "lost")
+    resumed = Training(recipe(), tmp_path, read_batch)
+    assert resumed.resume() == 5
+    list(resumed.run())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13))
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_000010", "step_000012"]
+    assert latest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints/step_000012"
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match="the checkpoint is of another model"):
+        Training(recipe("model.hidden_size=32"), tmp_path, read_batch).resume()
+
+
+def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path) -> None:
+    training, losses = run(tmp_path, "train.max_minutes=1e-9")
+    assert len(losses) == 1
+    assert latest_checkpoint(training.checkpoints) == training.checkpoints / "step_000001"
+
+
+def test_the_last_snapshots_are_averaged(tmp_path: Path) -> None:
+    assert [s for s in range(1, 13) if is_snapshot_step(s, recipe().train)] == [9, 12]
+    taken: list[dict[str, torch.Tensor]] = []
+    training = Training(recipe(), tmp_path, read_batch)
+    for report in training.run():
+        if report.step in (9, 12):
+            taken.append(weights(training))
+    for name, value in weights(training).items():
+        torch.testing.assert_close(value, (taken[0][name] + taken[1][name]) / 2)
+
+
+def test_a_mean_of_no_snapshots_changes_nothing() -> None:
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.clone()
+    SnapshotMean().copy_to(model)
+    assert torch.equal(model.weight, before)
