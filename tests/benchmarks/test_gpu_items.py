@@ -1,0 +1,55 @@
+"""The GPU measurements on a CPU, with a tiny model: every line of them runs before a GPU is at hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, gpu_items
+from ling.testing.models import tiny_config
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    mini = tiny_config(vocab_size=512, max_position_embeddings=4096, num_nextn_predict_layers=0, num_hidden_layers=2)
+    monkeypatch.setattr(gpu_items, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu_items, "MINI", mini)
+    monkeypatch.setattr(gpu_items, "LARGE_COPY", 2**16)
+    monkeypatch.setattr(gpu_items, "LARGE_PRODUCT", 64)
+    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda: 0)
+    gpu_items.ceilings.cache_clear()
+    gpu_items.mini.cache_clear()
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in gpu.ITEMS])
+@pytest.mark.usefixtures("on_cpu")
+def test_every_measurement_runs(name: str) -> None:
+    (item,) = (run for known, _, run in gpu.ITEMS if known == name)
+    numbers = item()
+    assert all(isinstance(v, int | float) for v in numbers.values())
+    assert json.dumps(numbers)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_failing_measurement_is_kept_and_does_not_stop_the_others(tmp_path: Path) -> None:
+    def fail() -> dict:
+        raise RuntimeError("out of memory, say")
+
+    assert gpu.run_item("broken", fail, tmp_path) == 1
+    (file,) = tmp_path.iterdir()
+    assert "out of memory, say" in json.loads(file.read_text())["numbers"]["error"]
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device here"):
+        gpu.main()
+
+
+def test_bytes_read_per_token_are_those_of_the_specification() -> None:
+    """spec serving.md 6: (789 M + head 322 M) * 2 bytes, about 2.22 GB."""
+    counts = gpu_items.count_parameters(gpu_items.MINI)
+    read = 2 * (counts.activated - gpu_items.MINI.vocab_size * gpu_items.MINI.hidden_size)
+    assert read == pytest.approx(2.22e9, rel=0.01)
