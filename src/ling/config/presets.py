@@ -110,6 +110,45 @@ PRESETS: dict[str, Tree] = {
             "torch_dtype": "float32",
         }
     },
+    # What two CPU cores can train in three minutes, in Ling's form: 2 of 64 experts, a shared one, MTP.
+    "demo": {
+        "model": {
+            "vocab_size": 2048,
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "first_k_dense_replace": 2,
+            "intermediate_size": 512,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "rotary_dim": 16,
+            "num_experts": 64,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "moe_shared_expert_intermediate_size": 96,
+            "n_group": 8,
+            "topk_group": 4,
+            "routed_scaling_factor": 2.5,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 512,
+            "num_nextn_predict_layers": 1,
+            "mtp_loss_scaling_factor": 0.1,
+            "initializer_range": 0.05,
+            "pad_token_id": 2042,
+            "eos_token_id": (2042, 2045),
+            "torch_dtype": "float32",
+        },
+        "data": {"dialogue_fraction": 0.85},
+        "optim": {"lr": 3e-3, "warmup_steps": 100, "expert_bias_update_rate": 1e-2},
+        "train": {
+            "steps": 1400,
+            "tokens_per_step": 1024,
+            "checkpoint_every": 200,
+            "average_last": 8,
+            "average_every": 40,
+            "max_minutes": 5.0,
+        },
+    },
 }
 
 

@@ -47,7 +47,7 @@ class _MixExperts(torch.autograd.Function):
             rows, gate_up, mix_of_row, gate_up_proj, down_proj, token_of_row, order.row_of_pair, order.offsets
         )
         ctx.k = k
-        return _sum_rows(out, order.row_of_pair, k)
+        return _sum_rows(out, token_of_row, order.row_of_pair, k)
 
     @staticmethod
     @once_differentiable
@@ -68,9 +68,15 @@ class _MixExperts(torch.autograd.Function):
         drows = grouped_mm(dgate_up, gate_up_proj, offs=offsets)
         dgate_up_proj = linear.grouped_weight_grad(dgate_up, rows, offsets)
         dmix = dmix_of_row.index_select(0, row_of_pair).view(-1, ctx.k)
-        return _sum_rows(drows, row_of_pair, ctx.k), None, dmix, None, dgate_up_proj, ddown
+        return _sum_rows(drows, token_of_row, row_of_pair, ctx.k), None, dmix, None, dgate_up_proj, ddown
 
 
-def _sum_rows(rows: Tensor, row_of_pair: Tensor, k: int) -> Tensor:
-    """Add up the k rows of each token: (R, H) -> (N, H), always in the order of the choices."""
-    return rows.index_select(0, row_of_pair).view(-1, k, rows.shape[1]).sum(1)
+def _sum_rows(rows: Tensor, token_of_row: Tensor, row_of_pair: Tensor, k: int) -> Tensor:
+    """Add up the k rows of each token: (R, H) -> (N, H), always in the same order.
+
+    On a CPU rows are added one after the other where they belong; on a GPU that would race, so they are gathered.
+    """
+    N = len(row_of_pair) // k
+    if rows.device.type == "cpu":
+        return rows.new_zeros(N, rows.shape[1]).index_add_(0, token_of_row, rows)
+    return rows.index_select(0, row_of_pair).view(N, k, -1).sum(1)

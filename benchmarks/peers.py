@@ -1,0 +1,36 @@
+"""Environments of the software we compare with: described in benchmarks/envs, built once, reused."""
+
+import hashlib
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = Path(__file__).parent / "envs"
+BUILT = ROOT / ".venvs"
+
+
+def peer_python(name: str) -> Path:
+    """Return the interpreter of environment `name`, building it if its description is new."""
+    description = ENVIRONMENTS / f"{name}.txt"
+    if not description.exists():
+        known = ", ".join(sorted(p.stem for p in ENVIRONMENTS.glob("*.txt")))
+        sys.exit(f"no peer environment {name}; known: {known}")
+    digest = hashlib.sha256(description.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    directory = BUILT / f"{name}-{digest}"
+    python = directory / "bin/python"
+    if not (directory / ".complete").exists():
+        print(f"building the environment {name} (once)", file=sys.stderr, flush=True)
+        venv.create(directory, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", description], check=True)
+        (directory / ".complete").touch()
+    return python
+
+
+def run_in_peer(name: str, module: str, *arguments: str) -> int:
+    """Run `python -m module` in environment `name`, with this checkout importable; return its exit code."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    command = [str(peer_python(name)), "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

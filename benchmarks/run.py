@@ -1,0 +1,35 @@
+"""`make bench`: run comparisons, all or those named, each in the environment it needs.
+
+python -m benchmarks.run [NAME ...]
+"""
+
+import subprocess
+import sys
+
+from benchmarks.peers import run_in_peer
+
+# Name: the peer environment, or None for this one.
+BENCHMARKS: dict[str, str | None] = {
+    "train_vs_transformers": "transformers",
+    "load_checkpoint": None,
+    "demo_seeds": None,
+}
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(BENCHMARKS)
+    if unknown := [n for n in names if n not in BENCHMARKS]:
+        sys.exit(f"unknown benchmark {unknown[0]}; known: {', '.join(BENCHMARKS)}")
+    codes = [run(name) for name in names]
+    sys.exit(max(codes))
+
+
+def run(name: str) -> int:
+    module, environment = f"benchmarks.{name}", BENCHMARKS[name]
+    if environment is not None:
+        return run_in_peer(environment, module)
+    return subprocess.run([sys.executable, "-m", module], check=False).returncode
+
+
+if __name__ == "__main__":
+    main()
