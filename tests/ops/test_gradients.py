@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ling.ops.attention import HeadShape, attention, cached_attention, split_norm_rope
+from ling.ops.attention import HeadShape, attention, cached_attention, split_norm_rope, visible_keys
 from ling.ops.backend import use_backend
 from ling.ops.cross_entropy import IGNORE, linear_cross_entropy
 from ling.ops.linear import grouped_linear, linear
@@ -88,9 +88,10 @@ def case_attention_to_longer_keys(d: torch.dtype) -> Case:
 
 
 def case_cached_attention(d: torch.dtype) -> Case:
-    rows, lengths = Ragged([2, 1]), torch.tensor([4, 3])
+    rows = Ragged([2, 1])
+    visible = visible_keys(torch.tensor([2, 1]), torch.tensor([4, 3]), 2, 5)
     return (
-        lambda q, k, v: cached_attention(q, k, v, rows, lengths),
+        lambda q, k, v: cached_attention(q, k, v, rows, visible),
         [make(d, 0, 3, 4, 8), make(d, 1, 2, 5, 2, 8), make(d, 2, 2, 5, 2, 8)],
     )
 

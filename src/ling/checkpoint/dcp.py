@@ -13,6 +13,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class DcpSource:
             with _one_process_is_fine():
                 load(
                     dict(tensors),
-                    storage_reader=_SafeReader(self.directory),
+                    storage_reader=self._reader,
                     planner=_TensorsOnly(),
                     no_dist=not dist.is_initialized(),
                 )
@@ -126,17 +127,19 @@ def _one_process_is_fine() -> Iterator[None]:
 
 
 class _SafeReader(FileSystemReader):
-    """torch's reader, with metadata read by the restricted unpickler and file names kept inside the directory."""
+    """torch's reader, with metadata read once, by the restricted unpickler, and file names kept inside."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._checked_metadata
+
+    @cached_property
+    def _checked_metadata(self) -> Metadata:
         path = Path(self.path) / ".metadata"
         metadata = read_dcp_metadata(path.read_bytes(), str(path))
         for stored in (metadata.storage_data or {}).values():
             if Path(stored.relative_path).name != stored.relative_path:
                 raise CheckpointError(f"{path} points outside its directory, to {stored.relative_path}")
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
         return metadata
 
 

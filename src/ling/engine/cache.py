@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ling.config import ModelConfig
-from ling.ops.attention import cached_attention
+from ling.ops.attention import cached_attention, visible_keys
 from ling.ops.ragged import Ragged
 
 
@@ -28,8 +28,7 @@ class CachedBatch:
     rows      how the N new tokens divide into B sequences
     slots     (B,) int64, where each sequence lies in the cache; a slice where they lie side by side
     slot_of_row, position_of_row  (N,) int64
-    lengths   (B,) int64, tokens per sequence, the new ones included
-    longest   the largest of `lengths`, on the host
+    visible   (B, n, M) bool, what each new token sees of the longest M tokens of its sequence
     """
 
     cache: KVCache
@@ -37,16 +36,16 @@ class CachedBatch:
     slots: Tensor | slice
     slot_of_row: Tensor
     position_of_row: Tensor
-    lengths: Tensor
-    longest: int
+    visible: Tensor
     mtp_ids: Tensor | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[self.slot_of_row, self.position_of_row] = k
         values[self.slot_of_row, self.position_of_row] = v
-        held_keys, held_values = keys[self.slots, : self.longest], values[self.slots, : self.longest]
-        return cached_attention(q, held_keys, held_values, self.rows, self.lengths)
+        longest = self.visible.shape[2]
+        held_keys, held_values = keys[self.slots, :longest], values[self.slots, :longest]
+        return cached_attention(q, held_keys, held_values, self.rows, self.visible)
 
 
 def lay_out(cache: KVCache, slots: list[int], starts: list[int], counts: list[int]) -> CachedBatch:
@@ -56,13 +55,13 @@ def lay_out(cache: KVCache, slots: list[int], starts: list[int], counts: list[in
     slot_ids = torch.tensor(slots, device=device)
     side_by_side = slots == list(range(slots[0], slots[0] + len(slots)))
     first = torch.tensor(starts, device=device)
-    lengths = [start + count for start, count in zip(starts, counts)]
+    new = torch.tensor(counts, device=device)
+    visible = visible_keys(new, first + new, rows.longest, max(s + n for s, n in zip(starts, counts)))
     return CachedBatch(
         cache,
         rows,
         slice(slots[0], slots[0] + len(slots)) if side_by_side else slot_ids,
         slot_ids[rows.sequence_of_row],
         first[rows.sequence_of_row] + rows.index_in_sequence,
-        torch.tensor(lengths, device=device),
-        max(lengths),
+        visible,
     )

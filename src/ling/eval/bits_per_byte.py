@@ -50,12 +50,14 @@ def bits_per_byte(
     return BitsPerByte(nats / log(2), num_bytes)
 
 
-def ngram_bits_per_byte(model: ByteNgram, tokenizer: Tokenizer, documents: Sequence[str]) -> BitsPerByte:
-    """Measure a byte n-gram model on exactly the bytes that `bits_per_byte` counts."""
+def ngram_bits_per_byte(
+    model: ByteNgram, tokenizer: Tokenizer, documents: Sequence[str], order: int | None = None
+) -> BitsPerByte:
+    """Measure a byte n-gram model of some order on exactly the bytes that `bits_per_byte` counts."""
     bits, num_bytes = 0.0, 0
     for text in documents:
         skipped = len(tokenizer.token_bytes(tokenizer.encode(text, special=False)[0]))
-        information = model.bits(text.encode())[skipped:]
+        information = model.bits(text.encode(), order)[skipped:]
         bits += float(information.sum())
         num_bytes += len(information)
     return BitsPerByte(bits, num_bytes)

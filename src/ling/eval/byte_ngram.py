@@ -35,11 +35,16 @@ class ByteNgram:
             self._counts.append(counts)
         return self
 
-    def bits(self, document: bytes) -> NDArray[np.float64]:
-        """Return the information of each byte given up to `order` bytes before it, (len,) in bits."""
+    def bits(self, document: bytes, order: int | None = None) -> NDArray[np.float64]:
+        """Return the information of each byte given up to `order` bytes before it, (len,) in bits.
+
+        order  at most the one that was fitted, which is the default: a longer fit holds all shorter ones
+        """
+        order = self.order if order is None else order
+        assert order <= self.order, (order, self.order)
         data = np.frombuffer(document, dtype=np.uint8)
         p = np.full(len(data), 1 / 256)
-        for n in range(self.order + 1):  # contexts of n bytes, for the bytes that have as many before them
+        for n in range(order + 1):  # contexts of n bytes, for the bytes that have as many before them
             if len(data) <= n:
                 break
             joint = self._count(n, _codes(data, n + 1))

@@ -92,15 +92,31 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_rows: Ragged, k_rows: Ragged) -
 
 
 @op(torch="ling.ops.torch.cached_attention")
-def cached_attention(q: Tensor, keys: Tensor, values: Tensor, q_rows: Ragged, lengths: Tensor) -> Tensor:
-    """Attend from the newest tokens of B sequences to all that a cache holds of them.
+def cached_attention(q: Tensor, keys: Tensor, values: Tensor, q_rows: Ragged, visible: Tensor) -> Tensor:
+    """Attend from the newest tokens of B sequences to what a cache holds of them.
 
-    q             (N, A, D)  new rows of B sequences, the last ones of each
-    keys, values  (B, M, K, D)  M at least the longest sequence; what lies beyond a sequence's length is not read
-    lengths       (B,) int64, tokens of each sequence in the cache, the new ones included
+    q             (N, A, D)  new rows of B sequences
+    keys, values  (B, M, K, D)  M at least the longest sequence
+    visible       (B, n, M) bool, n the most new rows of a sequence: what each of them sees (`visible_keys`)
     return        (N, A, D)
     """
-    held = lengths.tolist()
-    flat_keys = torch.cat([k[:n] for k, n in zip(keys, held)])
-    flat_values = torch.cat([v[:n] for v, n in zip(values, held)])
-    return attention(q, flat_keys, flat_values, q_rows, Ragged(held, q.device))
+    per_kv_head = q.shape[1] // keys.shape[2]
+    outputs = []
+    for qs, ks, vs, mask in zip(q.split(q_rows.lengths), keys, values, visible):
+        ks, vs = ks.repeat_interleave(per_kv_head, 1), vs.repeat_interleave(per_kv_head, 1)
+        scores = torch.einsum("nad,mad->anm", qs, ks) * q.shape[2] ** -0.5
+        scores = at_least_float32(scores).masked_fill(~mask[: len(qs)], -torch.inf)
+        outputs.append(torch.einsum("anm,mad->nad", scores.softmax(-1).to(q.dtype), vs))
+    return torch.cat(outputs)
+
+
+def visible_keys(new: Tensor, held: Tensor, longest_new: int, longest_held: int) -> Tensor:
+    """Return what each new row sees: itself and what came before it.
+
+    new, held  (B,) int64, new rows of each sequence, and all its rows
+    return     (B, longest_new, longest_held) bool; query i is row held - new + i of its sequence
+    """
+    i = torch.arange(longest_new, device=new.device)
+    j = torch.arange(longest_held, device=new.device)
+    last = (held - new)[:, None] + i  # (B, longest_new)
+    return j <= last[..., None]

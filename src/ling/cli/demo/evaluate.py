@@ -49,9 +49,9 @@ def measure_text(exported: dict[Precision, Exported], prepared: Prepared) -> dic
     for precision, export in exported.items():
         score = LLM(export.model, tokenizer).negative_log_likelihoods
         measured[precision] = bits_per_byte(score, tokenizer, held, window=window, stride=window // 2).value
-    text = [document.encode() for document in prepared.training_books]
+    baseline = ByteNgram(max(_BASELINE_ORDERS)).fit([text.encode() for text in prepared.training_books])
     for order in _BASELINE_ORDERS:
-        measured[f"byte_ngram_{order}"] = ngram_bits_per_byte(ByteNgram(order).fit(text), tokenizer, held).value
+        measured[f"byte_ngram_{order}"] = ngram_bits_per_byte(baseline, tokenizer, held, order).value
     return measured
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from ling.ops import attention
 from ling.ops.ragged import Ragged
-from ling.ops.torch.cached_attention import visible_keys
 
 
 def why_not(q: Tensor, k: Tensor, v: Tensor, q_rows: Ragged, k_rows: Ragged) -> str | None:
@@ -32,6 +32,6 @@ def _attend_to_itself(q: Tensor, k: Tensor, v: Tensor, rows: Ragged) -> Tensor:
 def _attend_to_more(q: Tensor, k: Tensor, v: Tensor, q_rows: Ragged, k_rows: Ragged) -> Tensor:
     q, k, v = (rows.pad(x).transpose(1, 2) for x, rows in ((q, q_rows), (k, k_rows), (v, k_rows)))
     new, held = (torch.tensor(rows.lengths, device=q.device) for rows in (q_rows, k_rows))
-    mask = visible_keys(new, held, q_rows.longest, k_rows.longest)
+    mask = attention.visible_keys(new, held, q_rows.longest, k_rows.longest)[:, None]
     out = scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
     return q_rows.unpad(out.transpose(1, 2))

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from ling.ops.attention import HeadShape
 from ling.ops.rope import Rope
+from ling.ops.torch.autograd import run
 from ling.ops.torch.norm import inverse_rms
 
 
@@ -26,7 +27,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q: Tensor
     k: Tensor
-    q, k, v = _SplitNormRope.apply(qkv, query_weight, key_weight, rope.cos, rope.sin, heads)
+    q, k, v = run(_SplitNormRope, qkv, query_weight, key_weight, rope.cos, rope.sin, heads)
     return q, k, v
 
 

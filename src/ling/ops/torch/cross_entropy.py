@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ling.ops.cross_entropy import IGNORE, CrossEntropy
 from ling.ops.precision import at_least_float32
+from ling.ops.torch.autograd import run
 
 _CHUNK_ELEMENTS = 2**21
 """Logits held at once: 8 MiB of float32, about a last-level cache's share."""
@@ -23,7 +24,7 @@ def why_not(hidden: Tensor, weight: Tensor, labels: Tensor) -> str | None:
 
 
 def forward(hidden: Tensor, weight: Tensor, labels: Tensor) -> CrossEntropy:
-    return CrossEntropy(*_LinearCrossEntropy.apply(hidden, weight, labels))
+    return CrossEntropy(*run(_LinearCrossEntropy, hidden, weight, labels))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

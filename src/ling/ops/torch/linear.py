@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
 from ling.ops.fp8 import Fp8BlockWeight
+from ling.ops.torch.autograd import run
 
 _ALIGN_BYTES = 16  # grouped_mm takes strides that are multiples of this, on every device
 
@@ -24,7 +25,7 @@ def why_not(rows: Tensor, weights: Tensor | Fp8BlockWeight, offsets: Tensor) -> 
 
 def forward(rows: Tensor, weights: Tensor | Fp8BlockWeight, offsets: Tensor) -> Tensor:
     values = weights.dequantize(rows.dtype) if isinstance(weights, Fp8BlockWeight) else weights
-    out: Tensor = _GroupedLinear.apply(rows, values, offsets)
+    out: Tensor = run(_GroupedLinear, rows, values, offsets)
     return out
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ling.ops.fp8 import Fp8BlockWeight
+from ling.ops.torch.autograd import run
 
 
 def why_not(x: Tensor, gate_proj: Any, up_proj: Any, down_proj: Any) -> str | None:
@@ -18,7 +19,7 @@ def why_not(x: Tensor, gate_proj: Any, up_proj: Any, down_proj: Any) -> str | No
 
 
 def forward(x: Tensor, gate_proj: Tensor, up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    y: Tensor = _SwigluMlp.apply(x, gate_proj, up_proj, down_proj)
+    y: Tensor = run(_SwigluMlp, x, gate_proj, up_proj, down_proj)
     return y
 
 

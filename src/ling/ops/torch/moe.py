@@ -14,6 +14,7 @@ from torch.nn.functional import grouped_mm, silu
 from ling.ops.fp8 import Fp8BlockWeight
 from ling.ops.row_order import order_rows
 from ling.ops.torch import linear
+from ling.ops.torch.autograd import run
 
 
 def why_not(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Any, down_proj: Any) -> str | None:
@@ -25,7 +26,7 @@ def why_not(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: A
 
 
 def forward(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    y: Tensor = _MixExperts.apply(x, ids, mix, counts, gate_up_proj, down_proj)
+    y: Tensor = run(_MixExperts, x, ids, mix, counts, gate_up_proj, down_proj)
     return y
 
 
