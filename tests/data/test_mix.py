@@ -6,6 +6,7 @@ from ling.config.recipe import load_recipe
 from ling.data.books import BookTokens, split_books
 from ling.data.dialogues import heldout_set
 from ling.data.mix import Mix
+from ling.errors import ConfigError
 from ling.tokenizer import Tokenizer, render, train_bpe
 
 TRAINING, HELD = split_books(1.0)
@@ -64,3 +65,8 @@ def test_pieces_stay_inside_a_document(max_tokens: int) -> None:
         piece = tuple(BOOKS.piece(random.Random(seed), max_tokens).tokens)
         assert 1 <= len(piece) <= max_tokens
         assert any(piece == body[i : i + len(piece)] for body in bodies for i in range(len(body)))
+
+
+def test_a_limit_that_leaves_no_dialogue_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data.max_document_tokens 16 leaves out"):
+        mix("data.max_document_tokens=16").documents(0)

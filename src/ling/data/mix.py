@@ -6,7 +6,11 @@ from ling.config.recipe import Recipe
 from ling.data.books import BookTokens
 from ling.data.dialogues import training_dialogue
 from ling.data.documents import Document, dialogue_document
+from ling.errors import ConfigError
 from ling.tokenizer import Tokenizer
+
+_DRAWS = 1000
+"""So many dialogues in a row that are too long mean that hardly one is short enough."""
 
 
 class Mix:
@@ -31,11 +35,20 @@ class Mix:
             from_books -= len(documents[-1].tokens)
         budget -= sum(len(d.tokens) for d in documents)
         while data.dialogue_fraction:
-            document = dialogue_document(training_dialogue(draw, level=data.dialogue_level), self.tokenizer)
-            if len(document.tokens) > data.max_document_tokens:
-                continue
+            document = self._dialogue(draw)
             if len(document.tokens) > budget:
                 break
             documents.append(document)
             budget -= len(document.tokens)
         return sorted(documents, key=lambda d: len(d.tokens))
+
+    def _dialogue(self, draw: random.Random) -> Document:
+        """Return the next dialogue that is not too long."""
+        data = self.recipe.data
+        for _ in range(_DRAWS):
+            document = dialogue_document(training_dialogue(draw, level=data.dialogue_level), self.tokenizer)
+            if len(document.tokens) <= data.max_document_tokens:
+                return document
+        raise ConfigError(
+            f"data.max_document_tokens {data.max_document_tokens} leaves out {_DRAWS} dialogues in a row; raise it"
+        )

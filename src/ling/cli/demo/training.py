@@ -18,7 +18,7 @@ _SMOOTHED_STEPS = 50
 
 def train(recipe: Recipe, out: Path, prepared: Prepared, console: Console, *, resume: bool) -> Training:
     """Run the recipe in `out`; an interruption leaves a checkpoint that `resume` continues from."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(_usable_cpus())
 
     def add_tokenizer(directory: Path) -> None:
         prepared.tokenizer.save(directory / TOKENIZER_DIRECTORY)
@@ -39,6 +39,11 @@ def train(recipe: Recipe, out: Path, prepared: Prepared, console: Console, *, re
             f"{recipe.train.max_minutes:g} is used up on this machine[/]"
         )
     return training
+
+
+def _usable_cpus() -> int:
+    """Return how many cores this process may use: a container or taskset may grant fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _progress(console: Console) -> Progress:
