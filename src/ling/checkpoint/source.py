@@ -16,7 +16,7 @@ from torch import Tensor
 from ling.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
-_REMAP_BYTES = 2**28
+_REMAP_BYTES = 2**26
 """Read pages stay mapped while a file is open; it is reopened after this many, so that peak memory stays low."""
 
 

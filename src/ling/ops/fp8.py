@@ -91,8 +91,12 @@ def dequantize_e4m3_block(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> T
     codes  (..., M, K), scale (..., ceil(M / 128), ceil(K / 128)); return (..., M, K) in `dtype`
     """
     M, K = codes.shape[-2:]
-    grid = scale.repeat_interleave(BLOCK, -2)[..., :M, :].repeat_interleave(BLOCK, -1)[..., :K]
-    return (codes.float() * grid).to(dtype)
+    whole = M // BLOCK
+    columns = scale.repeat_interleave(BLOCK, -1)[..., :K]
+    values = codes.float()
+    values[..., : whole * BLOCK, :].unflatten(-2, (whole, BLOCK)).mul_(columns[..., :whole, None, :])
+    values[..., whole * BLOCK :, :].mul_(columns[..., whole:, :])
+    return values.to(dtype)
 
 
 def dequantize_e4m3_tile(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
