@@ -2,6 +2,7 @@
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,16 +65,35 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
     assert steps == list(range(1, 13))
 
 
-def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_step_end_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     def interrupting(step: int) -> TrainBatch:
         if step == 7:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return read_batch(step)
 
-    training = Training(recipe(), tmp_path, interrupting)
+    before = signal.getsignal(number)
+    whole, losses = run(tmp_path / "whole")
+    training = Training(recipe(), tmp_path / "cut", interrupting)
     with pytest.raises(KeyboardInterrupt):
         list(training.run())
-    assert Training(recipe(), tmp_path, read_batch).resume() == 7
+    assert signal.getsignal(number) is before
+    resumed = Training(recipe(), tmp_path / "cut", read_batch)
+    assert resumed.resume() == 8
+    assert [report.loss for report in resumed.run()] == losses[8:]
+    assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    def interrupting(step: int) -> TrainBatch:
+        if step == 7:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return read_batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(Training(recipe(), tmp_path, interrupting).run())
+    assert Training(recipe(), tmp_path, read_batch).resume() == 5
 
 
 def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ Data goes to stdout, messages to stderr. Exit codes: 0 done, 1 our bug (with a t
 line on stderr says how to mend, 130 interrupted.
 """
 
+import errno
 import logging
 import sys
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -49,14 +51,20 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line; the entry point of the `ling` script and of `python -m ling`."""
+    """Run the command line; the entry point of the `ling` script and of `python -m ling`.
+
+    Typer itself handles misspelt commands and options (2), Ctrl-C (130) and a reader that hangs up (1, silently).
+    """
     try:
         app()
     except LingError as error:
-        print(f"ling: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("ling: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)  # the reader of our output has seen enough
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _refuse(f"{error.filename or 'cannot write'}: {error.strerror}")
+
+
+def _refuse(reason: str) -> NoReturn:
+    print(f"ling: {reason}", file=sys.stderr)
+    sys.exit(2)

@@ -146,7 +146,7 @@ PRESETS: dict[str, Tree] = {
             "checkpoint_every": 200,
             "average_last": 8,
             "average_every": 40,
-            "max_minutes": 5.0,
+            "max_minutes": 6.0,
         },
     },
 }

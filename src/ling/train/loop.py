@@ -17,6 +17,7 @@ from ling.model import CausalLM, init_weights
 from ling.optim.adamw import build_adamw
 from ling.train.averaging import is_snapshot_step
 from ling.train.batch import TrainBatch
+from ling.train.interrupt import stop_on_signal
 from ling.train.metrics import RouterTelemetry, router_telemetry, worst
 from ling.train.state import TrainState, latest_checkpoint
 from ling.train.step import train_step
@@ -83,24 +84,25 @@ class Training:
     def run(self) -> Iterator[StepReport]:
         """Do the remaining steps, reporting each; the weights end as the mean of the snapshots.
 
-        Closing the iterator early (or a KeyboardInterrupt) leaves a checkpoint to resume from.
+        Ctrl-C, SIGTERM and closing the iterator early leave a checkpoint of the last whole step; the first two then
+        raise KeyboardInterrupt.
         """
-        train = self.recipe.train
         self.directory.mkdir(parents=True, exist_ok=True)
-        try:
-            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as log:
-                while self.state.step < train.steps and not self._out_of_time():
-                    report = self._step()
-                    log.write(_as_line(report))
+        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as log, stop_on_signal() as stop:
+            while self.state.step < self.recipe.train.steps and not self._out_of_time():
+                report = self._step()
+                log.write(_as_line(report))
+                if self.state.step % self.recipe.train.checkpoint_every == 0:
+                    log.flush()
+                    self.save()
+                try:
                     yield report
-                    if is_snapshot_step(self.state.step, train):
-                        self.state.snapshots.add(self.state.model)
-                    if self.state.step % train.checkpoint_every == 0:
-                        log.flush()
-                        self.save()
-        except (KeyboardInterrupt, GeneratorExit):
-            self.save()
-            raise
+                except GeneratorExit:
+                    self.save()
+                    raise
+                if stop.made:
+                    self.save()
+                    raise KeyboardInterrupt
         self.save()
         self.state.snapshots.copy_to(self.state.model)
 
@@ -130,6 +132,8 @@ class Training:
         batch = self.read_batch(self.state.step)
         result = train_step(self.state.model, self.state.optimizer, batch, self.recipe, self.state.step)
         self.state.step += 1
+        if is_snapshot_step(self.state.step, self.recipe.train):
+            self.state.snapshots.add(self.state.model)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         return StepReport(

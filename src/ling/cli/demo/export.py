@@ -43,15 +43,15 @@ def _export(checkpoint: Path, directory: Path, precision: Precision) -> Exported
 
 
 def _check(source: DcpSource, model: CausalLM, precision: Precision) -> str:
-    """Compare every tensor with the training checkpoint's; assert what must hold, and say it."""
+    """Compare every tensor with the training checkpoint's, and say what held."""
     largest = 0.0
     for name, value in model.state_dict().items():
         stored = source.read(MODEL_PREFIX + name)
         if precision == "float32":
-            assert torch.equal(value, stored), name
+            _require(torch.equal(value, stored), name, precision)
         elif precision == "bfloat16":
             expected = stored if name.endswith("expert_bias") else stored.bfloat16().float()
-            assert torch.equal(value, expected), name
+            _require(torch.equal(value, expected), name, precision)
         else:
             scale = stored.abs().max().clamp_min(1e-12)
             largest = max(largest, float((value - stored).abs().max() / scale))
@@ -60,3 +60,8 @@ def _check(source: DcpSource, model: CausalLM, precision: Precision) -> str:
     if precision == "bfloat16":
         return "equal to the training checkpoint rounded to bfloat16"
     return f"within {100 * largest:.1f} % of each tensor's largest value"
+
+
+def _require(equal: bool, name: str, precision: Precision) -> None:
+    if not equal:
+        raise AssertionError(f"{name} changed on its way through the {precision} export")

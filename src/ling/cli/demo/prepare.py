@@ -5,6 +5,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from ling.checkpoint.atomic import atomic_directory
 from ling.config.recipe import Recipe
 from ling.data.books import BookTokens, split_books
 from ling.data.dialogues import training_dialogue
@@ -39,7 +40,8 @@ def prepare(recipe: Recipe, tokenizer_directory: Path) -> Prepared:
         tokenizer = Tokenizer.from_directory(tokenizer_directory)
     else:
         tokenizer = _train_tokenizer(recipe, training)
-        tokenizer.save(tokenizer_directory)
+        with atomic_directory(tokenizer_directory) as partial:
+            tokenizer.save(partial)
     return Prepared(tokenizer, Mix(recipe, BookTokens(training, tokenizer), tokenizer), training, heldout)
 
 

@@ -1,10 +1,8 @@
 """Training with a live display, and the history that the report draws."""
 
-import os
 from collections import deque
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -18,7 +16,6 @@ _SMOOTHED_STEPS = 50
 
 def train(recipe: Recipe, out: Path, prepared: Prepared, console: Console, *, resume: bool) -> Training:
     """Run the recipe in `out`; an interruption leaves a checkpoint that `resume` continues from."""
-    torch.set_num_threads(_usable_cpus())
 
     def add_tokenizer(directory: Path) -> None:
         prepared.tokenizer.save(directory / TOKENIZER_DIRECTORY)
@@ -39,11 +36,6 @@ def train(recipe: Recipe, out: Path, prepared: Prepared, console: Console, *, re
             f"{recipe.train.max_minutes:g} is used up on this machine[/]"
         )
     return training
-
-
-def _usable_cpus() -> int:
-    """Return how many cores this process may use: a container or taskset may grant fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _progress(console: Console) -> Progress:
