@@ -70,3 +70,12 @@ def test_pieces_stay_inside_a_document(max_tokens: int) -> None:
 def test_a_limit_that_leaves_no_dialogue_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.max_document_tokens 16 leaves out"):
         mix("data.max_document_tokens=16").documents(0)
+
+
+def test_some_dialogues_become_conversations() -> None:
+    def answers(*overrides: str) -> list[int]:
+        documents = mix("data.dialogue_fraction=1", "data.max_document_tokens=512", *overrides).documents(0)
+        return [TOKENIZER.decode(d.tokens).count("<role>ASSISTANT</role>") for d in documents]
+
+    assert max(answers("data.conversation_fraction=1")) > 2
+    assert max(answers("data.conversation_fraction=0")) <= 2  # memory asks in two turns by itself

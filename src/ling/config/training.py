@@ -13,14 +13,17 @@ class DataConfig:
     """Share of tokens in generated dialogues; the rest are pieces of the built-in books."""
     dialogue_level: int = 1
     """1: what minutes of training can learn; 2: larger numbers and more tools as well."""
+    conversation_fraction: float = 0.3
+    """Share of the dialogues that are followed by up to three more, as one conversation."""
     max_document_tokens: int = 192
     """Longer text is cut into pieces of this many tokens; longer dialogues are left out."""
     heldout_percent: float = 1.0
     """Share of book documents kept from training, chosen by hash, so it never moves."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dialogue_fraction <= 1:
-            raise ConfigError(f"data.dialogue_fraction must lie between 0 and 1, got {self.dialogue_fraction}")
+        for name in ("dialogue_fraction", "conversation_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.{name} must lie between 0 and 1, got {getattr(self, name)}")
         if self.dialogue_level not in (1, 2):
             raise ConfigError(f"data.dialogue_level must be 1 or 2, got {self.dialogue_level}")
         if self.max_document_tokens < 16:

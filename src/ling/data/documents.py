@@ -1,5 +1,6 @@
 """Documents: token ids, and which of them are to be learnt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ling.data.dialogues import Dialogue
@@ -18,7 +19,11 @@ class Document:
     learnt: list[bool]
 
 
-def dialogue_document(dialogue: Dialogue, tokenizer: Tokenizer) -> Document:
-    """Render a dialogue in the chat format; answers and their end are learnt."""
-    tokens, learnt = encode_chat(tokenizer, dialogue.messages, tools=dialogue.tools)
+def dialogue_document(dialogues: Sequence[Dialogue], tokenizer: Tokenizer) -> Document:
+    """Render dialogues that follow each other as one conversation; answers and their end are learnt.
+
+    dialogues  at least one; several must have the same tools
+    """
+    messages = [message for dialogue in dialogues for message in dialogue.messages]
+    tokens, learnt = encode_chat(tokenizer, messages, tools=dialogues[0].tools)
     return Document(tokens, learnt)

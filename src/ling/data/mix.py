@@ -4,13 +4,14 @@ import random
 
 from ling.config.recipe import Recipe
 from ling.data.books import BookTokens
-from ling.data.dialogues import training_dialogue
+from ling.data.dialogues import Dialogue, training_dialogue
 from ling.data.documents import Document, dialogue_document
 from ling.errors import ConfigError
 from ling.tokenizer import Tokenizer
 
 _DRAWS = 1000
 """So many dialogues in a row that are too long mean that hardly one is short enough."""
+_MOST_JOINED = 4
 
 
 class Mix:
@@ -43,12 +44,21 @@ class Mix:
         return sorted(documents, key=lambda d: len(d.tokens))
 
     def _dialogue(self, draw: random.Random) -> Document:
-        """Return the next dialogue that is not too long."""
+        """Return the next dialogue, or conversation of several, that is not too long."""
         data = self.recipe.data
         for _ in range(_DRAWS):
-            document = dialogue_document(training_dialogue(draw, level=data.dialogue_level), self.tokenizer)
+            document = dialogue_document(self._conversation(draw), self.tokenizer)
             if len(document.tokens) <= data.max_document_tokens:
                 return document
         raise ConfigError(
             f"data.max_document_tokens {data.max_document_tokens} leaves out {_DRAWS} dialogues in a row; raise it"
         )
+
+    def _conversation(self, draw: random.Random) -> list[Dialogue]:
+        """Draw one dialogue, or a few that follow each other; those with tools stay alone."""
+        level = self.recipe.data.dialogue_level
+        first = training_dialogue(draw, level=level)
+        if first.tools or draw.random() >= self.recipe.data.conversation_fraction:
+            return [first]
+        more = [training_dialogue(draw, level=level) for _ in range(draw.randint(1, _MOST_JOINED - 1))]
+        return [first, *(dialogue for dialogue in more if not dialogue.tools)]
