@@ -144,3 +144,23 @@ def test_facts_that_are_not_json_are_named(saved: Path) -> None:
     (saved / "training.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"training\.json is not valid JSON"):
         DcpSource(saved).facts()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on file size fails as a full disk does: a write takes only part of its bytes."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from ling.checkpoint.dcp import save_dcp
+from ling.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_dcp(Path({str(tmp_path)!r}, "step_1"), {{"w": torch.zeros(1_000_000)}}, {{}})
+except CheckpointError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"cannot write {tmp_path / 'step_1'}: "), done.stdout + done.stderr
+    assert done.stdout.endswith("; nothing was left there\n")
+    assert list(tmp_path.iterdir()) == []

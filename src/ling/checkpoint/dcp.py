@@ -56,15 +56,33 @@ def save_dcp(
     """
     assert all(isinstance(t, Tensor) for t in tensors.values()), [k for k, v in tensors.items() if v is None]
     with atomic_directory(directory, overwrite=overwrite) as partial, _one_process_is_fine():
-        save(
-            dict(tensors),
-            storage_writer=FileSystemWriter(partial),
-            planner=DefaultSavePlanner(),
-            no_dist=not dist.is_initialized(),
-        )
+        try:
+            save(
+                dict(tensors),
+                storage_writer=FileSystemWriter(partial),
+                planner=DefaultSavePlanner(),
+                no_dist=not dist.is_initialized(),
+            )
+        except CheckpointException as error:
+            if (reason := _disk_trouble(error)) is None:
+                raise
+            raise CheckpointError(f"cannot write {directory}: {reason}; nothing was left there") from None
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if finish is not None:
             finish(partial)
+
+
+def _disk_trouble(error: CheckpointException) -> str | None:
+    """Return why the disk refused what torch wrote, or None if it did not."""
+    for failure, _ in error.failures.values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, OSError):
+                return cause.strerror or str(cause)
+            cause = cause.__context__
+        if "unexpected pos" in str(failure):  # torch's archive writer, some of whose bytes did not arrive
+            return "the disk is full, or took only part of what was written"
+    return None
 
 
 class DcpSource:

@@ -17,7 +17,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    drafts: Annotated[int, typer.Option(help="Tokens drafted per step by the MTP layer, if there is one.")] = 1,
+    drafts: Annotated[int, typer.Option(min=0, help="Tokens drafted per step by the MTP layer, if there is one.")] = 1,
 ) -> None:
     """Talk to a model."""
     from ling.cli.models import open_model

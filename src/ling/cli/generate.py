@@ -18,7 +18,7 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Only the k most likely tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the most likely tokens that hold this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    drafts: Annotated[int, typer.Option(help="Tokens drafted per step by the MTP layer, if there is one.")] = 1,
+    drafts: Annotated[int, typer.Option(min=0, help="Tokens drafted per step by the MTP layer, if there is one.")] = 1,
 ) -> None:
     """Answer one prompt, or continue raw text."""
     if prompt is None and sys.stdin.isatty():
