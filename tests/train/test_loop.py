@@ -142,6 +142,15 @@ def test_the_last_snapshots_are_averaged(tmp_path: Path) -> None:
         torch.testing.assert_close(value, (taken[0][name] + taken[1][name]) / 2)
 
 
+def test_a_run_that_time_ends_is_averaged_too() -> None:
+    train = recipe("train.steps=1000", "train.average_last=4", "train.average_every=50", "train.max_minutes=10").train
+    assert not is_snapshot_step(400, train, seconds=470)
+    assert is_snapshot_step(400, train, seconds=481)
+    assert not is_snapshot_step(401, train, seconds=481)
+    assert not is_snapshot_step(800, train, seconds=300)
+    assert is_snapshot_step(850, train, seconds=300)
+
+
 def test_a_mean_of_no_snapshots_changes_nothing() -> None:
     model = torch.nn.Linear(2, 2)
     before = model.weight.clone()

@@ -35,8 +35,12 @@ class SnapshotMean:
                 value.copy_(self.sums[name] / self.count)
 
 
-def is_snapshot_step(step: int, train: TrainConfig) -> bool:
-    """Whether the weights after `step` updates are one of the last `average_last` snapshots."""
-    remaining = train.steps - step
-    in_span = remaining < train.average_last * train.average_every
-    return in_span and remaining % train.average_every == 0
+def is_snapshot_step(step: int, train: TrainConfig, seconds: float = 0.0) -> bool:
+    """Whether the weights after `step` updates, and `seconds` of training, belong into the mean.
+
+    They do on every `average_every`-th of the last steps; and where `max_minutes` is going to end the run before its
+    last step, on those of the last part of the time, the same share.
+    """
+    span, remaining = train.average_last * train.average_every, train.steps - step
+    late = bool(train.max_minutes) and seconds > 60 * train.max_minutes * (1 - span / train.steps)
+    return bool(span) and (remaining < span or late) and remaining % train.average_every == 0

@@ -132,10 +132,10 @@ class Training:
         batch = self.read_batch(self.state.step)
         result = train_step(self.state.model, self.state.optimizer, batch, self.recipe, self.state.step)
         self.state.step += 1
-        if is_snapshot_step(self.state.step, self.recipe.train):
-            self.state.snapshots.add(self.state.model)
         seconds = time.perf_counter() - start
         self.seconds += seconds
+        if is_snapshot_step(self.state.step, self.recipe.train, self.seconds):
+            self.state.snapshots.add(self.state.model)
         return StepReport(
             step=self.state.step,
             loss=float(result.losses.main),
