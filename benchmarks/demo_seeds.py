@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.results import describe_machine, save
 from ling.checkpoint import load_model
-from ling.checkpoint.convert import convert_dcp
+from ling.checkpoint.convert import to_safetensors
+from ling.checkpoint.pieces import open_pieces
 from ling.checkpoint.save import ExportFormat
 from ling.cli.demo.evaluate import gated_percent, run_tasks
 from ling.config.recipe import recipe_from_tree
@@ -58,7 +59,7 @@ def measure_last_weights(out: Path) -> dict[str, float]:
     recipe = recipe_from_tree(json.loads((out / "recipe.json").read_text(encoding="utf-8")))
     latest = latest_checkpoint(out / "checkpoints")
     assert latest is not None
-    convert_dcp(latest, out / "last", ExportFormat(precision="bfloat16"))
+    to_safetensors(open_pieces(latest), out / "last", ExportFormat(precision="bfloat16"))
     llm = LLM(load_model(out / "last", dtype=torch.float32), Tokenizer.from_directory(out / "last"))
     _, heldout = split_books(recipe.data.heldout_percent)
     window = recipe.data.max_document_tokens

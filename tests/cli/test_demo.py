@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ling.checkpoint import load_model
-from ling.checkpoint.convert import MODEL_PREFIX
 from ling.checkpoint.dcp import DcpSource
+from ling.checkpoint.layout import MODEL_PREFIX
 from ling.cli.demo.command import _resolve
 from ling.errors import ConfigError
 from ling.tokenizer import Tokenizer

@@ -10,24 +10,31 @@ from ling.errors import CheckpointError
 
 
 @contextmanager
-def atomic_directory(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(target: Path, *, overwrite: bool = False, resume: str | None = None) -> Iterator[Path]:
     """Yield an empty directory that becomes `target` when the block ends well, and vanishes when it does not.
 
     target  must not exist, unless it is empty or `overwrite` is set; missing parents are made
+    resume  short name of what is being written: Ctrl-C, or a machine that dies, then leaves the directory as it is, and
+            the next call with the same name finds it again
     Raises CheckpointError if it exists, cannot be written, or the disk fills up.
     """
     if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = target.with_name(f".{target.name}.partial-{resume or os.getpid()}")
+    kept = False
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=resume is not None)
         yield partial
         _sync(partial)
         _replace(partial, target)
+    except KeyboardInterrupt:
+        kept = resume is not None
+        raise
     except OSError as error:
         raise CheckpointError(f"cannot write {target}: {error.strerror or error}; nothing was left there") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _replace(new: Path, target: Path) -> None:

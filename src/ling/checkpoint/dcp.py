@@ -30,7 +30,7 @@ from torch.distributed.checkpoint import (
     save,
 )
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import ReadItem, SavePlanner
 
 from ling.checkpoint.atomic import atomic_directory
 from ling.checkpoint.restricted_pickle import read_dcp_metadata
@@ -55,21 +55,27 @@ def save_dcp(
     finish   is called with the directory before it appears, to add files
     """
     assert all(isinstance(t, Tensor) for t in tensors.values()), [k for k, v in tensors.items() if v is None]
-    with atomic_directory(directory, overwrite=overwrite) as partial, _one_process_is_fine():
-        try:
-            save(
-                dict(tensors),
-                storage_writer=FileSystemWriter(partial),
-                planner=DefaultSavePlanner(),
-                no_dist=not dist.is_initialized(),
-            )
-        except CheckpointException as error:
-            if (reason := _disk_trouble(error)) is None:
-                raise
-            raise CheckpointError(f"cannot write {directory}: {reason}; nothing was left there") from None
+    with atomic_directory(directory, overwrite=overwrite) as partial:
+        save_tensors(partial, tensors, DefaultSavePlanner())
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if finish is not None:
             finish(partial)
+
+
+def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePlanner) -> None:
+    """Write tensors and their metadata into an existing directory; CheckpointError if the disk refuses."""
+    try:
+        with _one_process_is_fine():
+            save(
+                dict(tensors),
+                storage_writer=FileSystemWriter(directory),
+                planner=planner,
+                no_dist=not dist.is_initialized(),
+            )
+    except CheckpointException as error:
+        if (reason := _disk_trouble(error)) is None:
+            raise
+        raise CheckpointError(f"cannot write {directory}: {reason}; nothing was left there") from None
 
 
 def _disk_trouble(error: CheckpointException) -> str | None:
@@ -89,10 +95,6 @@ class DcpSource:
     """A training checkpoint to read from: names, shapes and facts at once, tensors when asked for."""
 
     def __init__(self, directory: Path) -> None:
-        if (directory / "common.pt").exists():
-            raise CheckpointError(
-                f"{directory} is a Megatron torch_dist checkpoint; this version reads ling's own training checkpoints"
-            )
         if not (directory / ".metadata").is_file():
             raise CheckpointError(f"{directory} is not a training checkpoint: it has no .metadata")
         self.directory = directory
@@ -104,23 +106,28 @@ class DcpSource:
         """Return the JSON values saved beside the tensors."""
         return read_json(self.directory / FACTS_NAME)
 
-    def read(self, name: str) -> Tensor:
-        """Return one whole tensor, as stored."""
-        stored = self.tensors.get(name)
-        if stored is None:
-            raise CheckpointError(f"{self.directory} lacks tensor {name}")
-        tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+    def dtype(self, name: str) -> torch.dtype:
+        """Return what a tensor is stored as."""
+        return self._stored(name).properties.dtype
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
+        """Return one whole tensor, as stored; CheckpointError if it has not `shape`."""
+        stored = self._stored(name)
+        tensor = torch.empty(stored.size if shape is None else shape, dtype=stored.properties.dtype)
         self.load_into({name: tensor})
         return tensor
+
+    def _stored(self, name: str) -> TensorStorageMetadata:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.directory} lacks tensor {name}")
+        return self.tensors[name]
 
     def load_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place; CheckpointError if one is missing or has another shape."""
         for name, tensor in tensors.items():
-            if name not in self.tensors:
-                raise CheckpointError(f"{self.directory} lacks tensor {name}")
-            if self.tensors[name].size != tensor.shape:
+            if (stored := self._stored(name)).size != tensor.shape:
                 raise CheckpointError(
-                    f"tensor {name} is {tuple(self.tensors[name].size)} in {self.directory}, "
+                    f"tensor {name} is {tuple(stored.size)} in {self.directory}, "
                     f"here it is {tuple(tensor.shape)}: the checkpoint is of another model"
                 )
         try:

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 Fp8Mode = Literal["dequantize", "keep"]
 
-_FLOATS = ("BF16", "F32", "F16")
+_DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+_FLOATS = tuple(_DTYPES)
 _CODES = "F8_E4M3"
 _NAN_CODE = 0x7F  # e4m3fn has no infinity and this one NaN, with either sign
 
@@ -64,6 +65,37 @@ def load_model(
     model.to_empty(device=device)
     fill(model, source, pieces)
     return model.requires_grad_(fp8 != "keep")
+
+
+class PieceReader:
+    """Random access to the pieces of a safetensors checkpoint, with the checks of a strict load."""
+
+    def __init__(self, directory: Path, config: ModelConfig) -> None:
+        _check_quantization(directory)
+        self._source = TensorSource(directory)
+        _check_keys(self._source, published_pieces(config), config, directory)
+
+    def is_quantized(self, piece: Piece) -> bool:
+        return piece.scale_key in self._source.tensors
+
+    def dtype(self, piece: Piece) -> torch.dtype:
+        """Return the dtype of `values`."""
+        return torch.float32 if self.is_quantized(piece) else _DTYPES[self._source.tensors[piece.key].dtype]
+
+    def stored(self, piece: Piece) -> tuple[Tensor, ...]:
+        """Return a piece's values, or its codes and scales."""
+        keys = (piece.key, piece.scale_key) if self.is_quantized(piece) else (piece.key,)
+        for key in keys:
+            _check_tensor(key, piece, self._source)
+        return tuple(self._source.get(key) for key in keys)
+
+    def values(self, piece: Piece) -> Tensor:
+        """Return a piece's values as stored, or block-quantised ones in float32."""
+        values, *scale = self.stored(piece)
+        if scale:
+            values = dequantize_e4m3_block(values, scale[0], torch.float32)
+        _check_finite(values, piece, self._source.tensors[piece.key])
+        return values
 
 
 def fill(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:

@@ -1,9 +1,12 @@
-"""Read the pickled metadata of a distributed checkpoint without running what it says.
+"""Read the pickles of distributed checkpoints without running what they say.
 
-A pickle names the things it wants called. This unpickler knows the few plain records that torch writes into
-`.metadata` and refuses every other name, so a checkpoint from a stranger can at worst be wrong.
+A pickle names the things it wants called. For `.metadata` we know the few plain records that torch writes, and refuse
+every other name. `common.pt` of Megatron may name anything; there every unknown name becomes an inert `Opaque`. Either way
+a checkpoint from a stranger can at worst be wrong.
 """
 
+import argparse
+import collections
 import io
 import pickle
 from pathlib import PurePosixPath
@@ -51,3 +54,39 @@ def read_dcp_metadata(content: bytes, where: str) -> dcp_metadata.Metadata:
     if not isinstance(metadata, dcp_metadata.Metadata):
         raise CheckpointError(f"{where} is not the metadata of a distributed checkpoint")
     return metadata
+
+
+class Opaque:
+    """Stands where a pickle wanted an object of a class that we neither know nor look up."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, _: Any) -> None:
+        pass
+
+    def extend(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        known = {("argparse", "Namespace"): argparse.Namespace, ("collections", "OrderedDict"): collections.OrderedDict}
+        return known.get((module, name), Opaque)
+
+    def persistent_load(self, pid: Any) -> Any:
+        return Opaque()  # a tensor's storage
+
+
+def read_plain_values(content: bytes, where: str) -> Any:
+    """Unpickle dicts, lists, numbers, strings and argparse namespaces; anything else is an `Opaque`."""
+    try:
+        return _PlainUnpickler(io.BytesIO(content)).load()
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise CheckpointError(f"{where} is damaged ({type(error).__name__}); copy the checkpoint again") from None

@@ -1,7 +1,7 @@
 """Saving in the published layout: FP32, BF16, or FP8 blocks beside BF16."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ling.checkpoint.atomic import atomic_directory
 from ling.checkpoint.names import Piece, published_pieces
-from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, TensorSpec, write_shards
+from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, Entry, TensorSpec, write_shards
 from ling.config import ModelConfig, write_published
 from ling.model import CausalLM
 from ling.ops.fp8 import dequantize_e4m3_block, quantize_e4m3_block
@@ -88,19 +88,26 @@ def write_checkpoint(
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
     progress: Callable[[Piece], None] | None = None,
+    workers: int = 1,
+    resume: str | None = None,
 ) -> None:
-    """Write every piece that `read` gives, one at a time. Other arguments as `save_model`."""
-    pieces = published_pieces(config)
-    specs = [spec for piece in pieces for spec in _specs(piece, export)]
+    """Write every piece that `read` gives, one at a time. Other arguments as `save_model`.
 
-    def tensors() -> Iterator[Tensor]:
-        for piece in pieces:
-            yield from _encode(piece, read(piece), export)
+    workers  files written at the same time; `read` is then called from as many threads
+    resume   as in `atomic_directory`: files that an interrupted call finished are kept
+    """
+
+    def entry(piece: Piece) -> Entry:
+        def make() -> tuple[Tensor, ...]:
+            tensors = encode(piece, read(piece), export)
             if progress is not None:
                 progress(piece)
+            return tensors
 
-    with atomic_directory(directory, overwrite=overwrite) as partial:
-        write_shards(partial, specs, tensors(), max_shard_bytes)
+        return Entry(_specs(piece, export), make)
+
+    with atomic_directory(directory, overwrite=overwrite, resume=resume) as partial:
+        write_shards(partial, [entry(piece) for piece in published_pieces(config)], max_shard_bytes, workers=workers)
         text = json.dumps(config_json(config, export), indent=2, ensure_ascii=False)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         if finish is not None:
@@ -116,18 +123,17 @@ def config_json(config: ModelConfig, export: ExportFormat) -> dict[str, Any]:
     return tree
 
 
-def _specs(piece: Piece, export: ExportFormat) -> list[TensorSpec]:
+def _specs(piece: Piece, export: ExportFormat) -> tuple[TensorSpec, ...]:
     if piece.float32:
-        return [TensorSpec(piece.key, torch.float32, piece.shape)]
+        return (TensorSpec(piece.key, torch.float32, piece.shape),)
     if export.precision == "float8" and piece.quantized:
-        return [
-            TensorSpec(piece.key, torch.float8_e4m3fn, piece.shape),
-            TensorSpec(piece.scale_key, torch.float32, piece.scale_shape),
-        ]
-    return [TensorSpec(piece.key, export.value_dtype, piece.shape)]
+        codes = TensorSpec(piece.key, torch.float8_e4m3fn, piece.shape)
+        return codes, TensorSpec(piece.scale_key, torch.float32, piece.scale_shape)
+    return (TensorSpec(piece.key, export.value_dtype, piece.shape),)
 
 
-def _encode(piece: Piece, values: Tensor, export: ExportFormat) -> tuple[Tensor, ...]:
+def encode(piece: Piece, values: Tensor, export: ExportFormat) -> tuple[Tensor, ...]:
+    """Return what is stored for a piece: its values, or codes and scales."""
     if piece.float32:
         return (values.float(),)
     if export.precision == "float8" and piece.quantized:

@@ -5,7 +5,9 @@ file only from tensors that are all in memory; this writes them one by one, and 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,44 +37,78 @@ class TensorSpec:
         return size
 
 
-def write_shards(directory: Path, specs: Sequence[TensorSpec], tensors: Iterator[Tensor], max_shard_bytes: int) -> None:
-    """Write `tensors`, which come in the order of `specs`, as numbered shards and an index into `directory`."""
-    shards = _cut(specs, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for i, shard in enumerate(shards, 1):
-        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(directory / name, shard, tensors)
-        weight_map |= {spec.key: name for spec in shard}
-    assert next(tensors, None) is None, "more tensors than were announced"
-    index = {"metadata": {"total_size": sum(s.nbytes for s in specs)}, "weight_map": weight_map}
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Tensors that are made together, such as codes and their scales, and lie in one file."""
+
+    specs: tuple[TensorSpec, ...]
+    make: Callable[[], Iterable[Tensor]]
+    """Gives the tensors in the order of `specs`."""
+
+    @property
+    def nbytes(self) -> int:
+        return sum(spec.nbytes for spec in self.specs)
+
+
+def write_shards(
+    directory: Path, entries: Sequence[Entry], max_shard_bytes: int, *, workers: int = 1, name: str | None = None
+) -> None:
+    """Write `entries` as numbered shards and an index into `directory`; a shard that is there already is kept.
+
+    workers  shards written at the same time, each by a thread
+    name     one file of this name instead, whatever its size
+    """
+    shards = _cut(entries, max_shard_bytes) if name is None else [list(entries)]
+    numbered = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    names = numbered if name is None else [name]
+    missing = [(directory / name, shard) for name, shard in zip(names, shards) if not (directory / name).exists()]
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(_write_file, path, shard, stop) for path, shard in missing]
+        try:
+            for future in futures:
+                future.result()
+        finally:  # after a failure or Ctrl-C: the other files end at their next tensor
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    index = {
+        "metadata": {"total_size": sum(entry.nbytes for entry in entries)},
+        "weight_map": {spec.key: name for name, shard in zip(names, shards) for entry in shard for spec in entry.specs},
+    }
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _cut(specs: Sequence[TensorSpec], max_shard_bytes: int) -> list[list[TensorSpec]]:
-    shards: list[list[TensorSpec]] = [[]]
+def _cut(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
     size = 0
-    for spec in specs:
-        if shards[-1] and size + spec.nbytes > max_shard_bytes:
+    for entry in entries:
+        if shards[-1] and size + entry.nbytes > max_shard_bytes:
             shards.append([])
             size = 0
-        shards[-1].append(spec)
-        size += spec.nbytes
+        shards[-1].append(entry)
+        size += entry.nbytes
     return shards
 
 
-def _write_file(path: Path, specs: Sequence[TensorSpec], tensors: Iterator[Tensor]) -> None:
+@torch.no_grad()  # of this thread
+def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event) -> None:
+    """Write one shard under another name first: what has its name is whole."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for spec in specs:
+    for spec in (spec for entry in entries for spec in entry.specs):
         end = offset + spec.nbytes
         header[spec.key] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # tensors start aligned
-    with path.open("wb") as file:
+    unfinished = path.with_name(f".{path.name}")
+    with unfinished.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
-        for spec in specs:
-            tensor = next(tensors)
-            assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
-            file.write(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+        for entry in entries:
+            if stop.is_set():
+                return
+            for spec, tensor in zip(entry.specs, entry.make(), strict=True):
+                assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
+                file.write(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    unfinished.rename(path)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ling.checkpoint.convert import MODEL_PREFIX
 from ling.checkpoint.dcp import DcpSource
+from ling.checkpoint.layout import MODEL_PREFIX
 from ling.model import CausalLM
 from ling.train.averaging import SnapshotMean
 

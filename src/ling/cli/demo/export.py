@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from ling.checkpoint import load_model
-from ling.checkpoint.convert import MODEL_PREFIX, convert_dcp
+from ling.checkpoint.convert import to_safetensors
 from ling.checkpoint.dcp import DcpSource
+from ling.checkpoint.layout import MODEL_PREFIX
+from ling.checkpoint.pieces import open_pieces
 from ling.checkpoint.save import ExportFormat, Precision
 from ling.model import CausalLM
 
@@ -36,7 +38,7 @@ def export_all(checkpoint: Path, target: Path) -> dict[Precision, Exported]:
 
 
 def _export(checkpoint: Path, directory: Path, precision: Precision) -> Exported:
-    convert_dcp(checkpoint, directory, ExportFormat(precision=precision), overwrite=True)
+    to_safetensors(open_pieces(checkpoint), directory, ExportFormat(precision=precision), overwrite=True)
     model = load_model(directory, dtype=torch.float32)
     size = sum(f.stat().st_size for f in directory.iterdir()) / 1e6
     return Exported(precision, directory, round(size, 3), _check(DcpSource(checkpoint), model, precision), model)

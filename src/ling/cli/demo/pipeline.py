@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ling.checkpoint.convert import TOKENIZER_DIRECTORY
+from ling.checkpoint.pieces import TOKENIZER_DIRECTORY
 from ling.cli.demo.evaluate import (
     Speculation,
     compare_speculation,

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ling.checkpoint.convert import TOKENIZER_DIRECTORY
+from ling.checkpoint.pieces import TOKENIZER_DIRECTORY
 from ling.cli.demo.prepare import Prepared
 from ling.config.recipe import Recipe
 from ling.train.loop import StepReport, Training

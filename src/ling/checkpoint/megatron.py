@@ -1,0 +1,194 @@
+"""Megatron's `torch_dist` checkpoints: where they lie, and what `common.pt` says of the model (spec: checkpoint.md 2, 4).
+
+    DIR/latest_checkpointed_iteration.txt
+    DIR/iter_0000001/   .metadata, __0_0.distcp ...   tensors
+                        common.pt                     pickled `{"args": Namespace, ...}`
+                        metadata.json                 names of the back ends
+"""
+
+import argparse
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ling.checkpoint.restricted_pickle import read_plain_values
+from ling.config import ModelConfig, read_published
+from ling.errors import CheckpointError
+
+COMMON_NAME = "common.pt"
+LATEST_NAME = "latest_checkpointed_iteration.txt"
+FIRST_ITERATION = "iter_0000001"
+
+_BACKENDS = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
+_PUBLISHED_SPECIAL_ID = 156892
+_LARGEST_PICKLE = 64 * 2**20
+
+
+def find_iteration(directory: Path) -> Path | None:
+    """Return the iteration to read: `directory` itself, or the latest one below it; None if it is not Megatron's."""
+    if (directory / COMMON_NAME).is_file():
+        return directory
+    latest = directory / LATEST_NAME
+    if not latest.is_file():
+        return None
+    text = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if not text.isdigit():
+        raise CheckpointError(f"{latest} says {text[:40]!r}, not an iteration; point at one of its iter_ directories")
+    iteration = directory / f"iter_{int(text):07d}"
+    if not (iteration / COMMON_NAME).is_file():
+        raise CheckpointError(f"{latest} says {text}, but {iteration} is not a checkpoint")
+    return iteration
+
+
+def read_args(iteration: Path) -> dict[str, Any]:
+    """Return the training arguments in `common.pt`, plain values only; nothing in the pickle is run."""
+    path = iteration / COMMON_NAME
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
+            if archive.getinfo(name).file_size > _LARGEST_PICKLE:
+                raise CheckpointError(f"{path} has a pickle of more than {_LARGEST_PICKLE >> 20} MiB; it is not read")
+            content = archive.read(name)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy the checkpoint again") from None
+    common = read_plain_values(content, str(path))
+    args = common.get("args") if isinstance(common, dict) else None
+    if not isinstance(args, argparse.Namespace):
+        raise CheckpointError(f"{path} has no args: it is not a Megatron checkpoint")
+    return vars(args)
+
+
+def config_from_args(args: dict[str, Any], num_mtp_layers: int, where: str) -> ModelConfig:
+    """Return the model of a Megatron checkpoint, as the published converter reads it.
+
+    head_dim comes from kv_channels where the arguments have it (the converter assumes hidden_size / heads), and special
+    ids that the vocabulary does not hold are left out.
+    """
+
+    def need(name: str) -> Any:
+        if args.get(name) is None:
+            raise CheckpointError(f"{where} lacks args.{name}")
+        return args[name]
+
+    heads, hidden = need("num_attention_heads"), need("hidden_size")
+    vocab = _round_up(need("vocab_size"), args.get("make_vocab_size_divisible_by") or 1)
+    special = _PUBLISHED_SPECIAL_ID if vocab > _PUBLISHED_SPECIAL_ID else None
+    published = {
+        "architectures": ["BailingMoeV2ForCausalLM"],
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "num_hidden_layers": need("num_layers"),
+        "intermediate_size": need("ffn_hidden_size"),
+        "first_k_dense_replace": _first_k_dense(args),
+        "num_attention_heads": heads,
+        "num_key_value_heads": args.get("num_query_groups") or heads,
+        "head_dim": args.get("kv_channels") or hidden // heads,
+        "use_qk_norm": bool(args.get("qk_layernorm")),
+        "use_qkv_bias": bool(args.get("add_qkv_bias")),
+        "num_experts": need("num_experts"),
+        "num_experts_per_tok": need("moe_router_topk"),
+        "moe_intermediate_size": need("moe_ffn_hidden_size"),
+        "num_shared_experts": 1 if args.get("moe_shared_expert_intermediate_size") else 0,
+        "moe_shared_expert_intermediate_size": args.get("moe_shared_expert_intermediate_size"),
+        "n_group": args.get("moe_router_num_groups") or 0,
+        "topk_group": args.get("moe_router_group_topk") or 0,
+        "routed_scaling_factor": args.get("moe_router_topk_scaling_factor") or 1.0,
+        "moe_router_enable_expert_bias": bool(args.get("moe_router_enable_expert_bias")),
+        "score_function": args.get("moe_router_score_function") or "softmax",
+        "max_position_embeddings": need("seq_length"),
+        "rope_theta": need("rotary_base"),
+        "partial_rotary_factor": args.get("rotary_percent", 1.0),
+        "rms_norm_eps": need("norm_epsilon"),
+        "tie_word_embeddings": not args.get("untie_embeddings_and_output_weights", True),
+        "num_nextn_predict_layers": num_mtp_layers,
+        "mtp_loss_scaling_factor": args.get("mtp_loss_scaling_factor") or 0.0,
+        "eos_token_id": special,
+        "pad_token_id": special,
+    }
+    return read_published(published, where=where)
+
+
+def args_from_config(model: ModelConfig) -> argparse.Namespace:
+    """Return the arguments that `config_from_args`, and the published converter, turn back into `model`."""
+    return argparse.Namespace(
+        num_layers=model.num_hidden_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.intermediate_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_key_value_heads,
+        group_query_attention=True,
+        kv_channels=model.head_dim,
+        qk_layernorm=model.use_qk_norm,
+        add_qkv_bias=model.use_qkv_bias,
+        add_bias_linear=model.use_bias,
+        moe_layer_freq=[int(model.is_moe(layer)) for layer in range(model.num_hidden_layers)],
+        first_k_dense_replace=model.first_k_dense_replace,
+        num_experts=model.num_experts,
+        moe_ffn_hidden_size=model.moe_intermediate_size,
+        moe_shared_expert_intermediate_size=model.shared_expert_dim or None,
+        moe_router_topk=model.num_experts_per_tok,
+        moe_router_num_groups=model.n_group or None,
+        moe_router_group_topk=model.topk_group or None,
+        moe_router_topk_scaling_factor=model.routed_scaling_factor,
+        moe_router_enable_expert_bias=model.moe_router_enable_expert_bias,
+        moe_router_score_function="sigmoid",
+        moe_router_dtype="fp32",
+        rotary_base=model.rope_theta,
+        rotary_percent=model.rotated_dim / model.head_dim,
+        position_embedding_type="rope",
+        normalization="RMSNorm",
+        norm_epsilon=model.rms_norm_eps,
+        swiglu=True,
+        untie_embeddings_and_output_weights=not model.tie_word_embeddings,
+        seq_length=model.max_position_embeddings,
+        max_position_embeddings=model.max_position_embeddings,
+        vocab_size=model.vocab_size,
+        padded_vocab_size=model.vocab_size,
+        make_vocab_size_divisible_by=1,
+        mtp_num_layers=model.num_nextn_predict_layers or None,
+        mtp_loss_scaling_factor=model.mtp_loss_scaling_factor,
+        tensor_model_parallel_size=1,
+        pipeline_model_parallel_size=1,
+        expert_model_parallel_size=1,
+        params_dtype="torch.bfloat16",
+        fp8=None,
+        iteration=1,
+    )
+
+
+def write_common(iteration: Path, model: ModelConfig) -> None:
+    """Write what stands beside the tensors of an iteration."""
+    common = {"args": args_from_config(model), "checkpoint_version": 3.0, "iteration": 1}
+    buffer = io.BytesIO()
+    torch.save(common, buffer)
+    (iteration / COMMON_NAME).write_bytes(buffer.getvalue())
+    (iteration / "metadata.json").write_text(json.dumps(_BACKENDS), encoding="utf-8")
+
+
+def _first_k_dense(args: dict[str, Any]) -> int:
+    """Return how many layers are dense, under any of its three names."""
+    for name in ("first_k_dense", "first_k_dense_replace"):
+        if args.get(name) is not None:
+            return int(args[name])
+    frequency = args.get("moe_layer_freq", 1)
+    if isinstance(frequency, int):
+        if frequency != 1:
+            raise CheckpointError(f"args.moe_layer_freq {frequency}: sparse layers every few layers are another network")
+        return 0
+    first = list(frequency).index(1) if 1 in frequency else len(frequency)
+    if any(x != 1 for x in frequency[first:]):
+        raise CheckpointError(f"args.moe_layer_freq {frequency}: dense layers above sparse ones are another network")
+    return first
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

@@ -1,0 +1,145 @@
+"""Any checkpoint as a source of published tensors: one `Piece` at a time, in the order of `published_pieces`."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ling.checkpoint.dcp import FACTS_NAME, DcpSource
+from ling.checkpoint.layout import Layout, megatron_layout, training_layout
+from ling.checkpoint.load import PieceReader, read_config
+from ling.checkpoint.megatron import config_from_args, find_iteration, read_args
+from ling.checkpoint.names import Piece
+from ling.config import ModelConfig, read_published
+from ling.errors import CheckpointError
+
+TOKENIZER_DIRECTORY = "tokenizer"
+"""Of the tokenizer inside a training checkpoint."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja",
+    "vocab.json", "merges.txt", "added_tokens.json",
+)  # fmt: skip
+_HELD = 2  # an expert's gate and up lie in one stacked tensor, its down in another
+
+
+class PieceSource(Protocol):
+    """A checkpoint that is read from."""
+
+    kind: str
+    """What it is, for messages: `safetensors`, `training checkpoint`, `Megatron checkpoint`."""
+    directory: Path
+    config: ModelConfig
+
+    def read(self, piece: Piece) -> Tensor:
+        """Return the values of a published tensor, in the dtype they are stored in (FP8 blocks: float32)."""
+        ...
+
+    def dtype(self, piece: Piece) -> torch.dtype:
+        """Return the dtype that `read` gives, without reading."""
+        ...
+
+    def reopen(self) -> "PieceSource":
+        """Return the same source with handles of its own, for another thread."""
+        ...
+
+    def tokenizer_files(self) -> list[Path]:
+        """Return the files that belong beside the weights: tokenizer and generation settings."""
+        ...
+
+
+def open_pieces(directory: Path) -> PieceSource:
+    """Find out what `directory` is and open it; CheckpointError that lists what it could have been."""
+    if (iteration := find_iteration(directory)) is not None:
+        return megatron_pieces(iteration)
+    if (directory / ".metadata").is_file():
+        return training_pieces(directory)
+    if (directory / "config.json").is_file():
+        return SafetensorsPieces(directory)
+    if not directory.exists():
+        raise CheckpointError(f"{directory} does not exist")
+    raise CheckpointError(
+        f"{directory} is no checkpoint we know: Hugging Face directories have config.json, training checkpoints "
+        ".metadata, Megatron's common.pt or latest_checkpointed_iteration.txt"
+    )
+
+
+class SafetensorsPieces:
+    """A Hugging Face directory, FP32, BF16 or FP8."""
+
+    kind = "safetensors"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = read_config(directory)
+        self._reader = PieceReader(directory, self.config)
+
+    def read(self, piece: Piece) -> Tensor:
+        return self._reader.values(piece)
+
+    def dtype(self, piece: Piece) -> torch.dtype:
+        return self._reader.dtype(piece)
+
+    def stored(self, piece: Piece) -> tuple[Tensor, ...]:
+        """Return what the files hold of a piece: its values, or codes and scales."""
+        return self._reader.stored(piece)
+
+    def reopen(self) -> "SafetensorsPieces":
+        return SafetensorsPieces(self.directory)
+
+    def tokenizer_files(self) -> list[Path]:
+        return _known_files(self.directory)
+
+
+class DcpPieces:
+    """A distributed checkpoint whose tensors hold the pieces where `layout` says."""
+
+    def __init__(self, source: DcpSource, config: ModelConfig, layout: Layout, kind: str, tokenizer: Path) -> None:
+        self.kind = kind
+        self.directory = source.directory
+        self.config = config
+        self._source = source
+        self._layout = layout
+        self._tokenizer = tokenizer
+        self._held: OrderedDict[str, Tensor] = OrderedDict()
+
+    def read(self, piece: Piece) -> Tensor:
+        place = self._layout(piece)
+        if place.key not in self._held:
+            while len(self._held) >= _HELD:
+                self._held.popitem(last=False)
+            self._held[place.key] = self._source.read(place.key, place.shape)
+        self._held.move_to_end(place.key)
+        return place.get(self._held[place.key])
+
+    def dtype(self, piece: Piece) -> torch.dtype:
+        return self._source.dtype(self._layout(piece).key)
+
+    def reopen(self) -> "DcpPieces":
+        return DcpPieces(DcpSource(self.directory), self.config, self._layout, self.kind, self._tokenizer)
+
+    def tokenizer_files(self) -> list[Path]:
+        return _known_files(self._tokenizer)
+
+
+def training_pieces(directory: Path) -> DcpPieces:
+    """Open one of `ling`'s training checkpoints."""
+    source = DcpSource(directory)
+    config = read_published(source.facts()["model"], where=str(directory / FACTS_NAME))
+    tokenizer = directory / TOKENIZER_DIRECTORY
+    return DcpPieces(source, config, training_layout(config), "training checkpoint", tokenizer)
+
+
+def megatron_pieces(iteration: Path) -> DcpPieces:
+    """Open an iteration of a Megatron `torch_dist` checkpoint."""
+    source = DcpSource(iteration)
+    args = read_args(iteration)
+    layers = {key.split(".")[2] for key in source.tensors if key.startswith("mtp.layers.")}
+    config = config_from_args(args, len(layers), f"{iteration / 'common.pt'}")
+    path = args.get("spm_tokenizer_path") or args.get("tokenizer_model") or TOKENIZER_DIRECTORY
+    return DcpPieces(source, config, megatron_layout(config), "Megatron checkpoint", Path(str(path)))
+
+
+def _known_files(directory: Path) -> list[Path]:
+    return [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
