@@ -13,7 +13,6 @@ BENCHMARKS: dict[str, str | None] = {
     "train_vs_transformers": "transformers",
     "load_checkpoint": None,
     "demo_seeds": None,
-    "demo_threads": None,
 }
 
 

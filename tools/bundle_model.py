@@ -15,18 +15,24 @@ from pathlib import Path
 
 BUNDLED = Path(__file__).parents[1] / "src/ling/engine/bundled"
 LARGEST_BYTES = 8_000_000
+REQUIRED = ("config.json", "tokenizer.json", "generation_config.json", "*.safetensors")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--commit", required=True)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    export = given.run / "export/bfloat16"
+    if not (given.run / "report.json").is_file():
+        parser.error(f"{given.run} is not a finished run of ling demo: it has no report.json")
+    if missing := [name for name in REQUIRED if not list(export.glob(name))]:
+        parser.error(f"{export} is not a whole export: it has no {', '.join(missing)}")
     report = json.loads((given.run / "report.json").read_text(encoding="utf-8"))
     text = report["bits_per_byte"]
     if text["bfloat16"] >= text["byte_ngram_3"]:
         parser.error(f"{text['bfloat16']:.3f} bits per byte: worse than order-3 bytes, {text['byte_ngram_3']:.3f}")
-    files = sorted((given.run / "export/bfloat16").iterdir())
+    files = sorted(export.iterdir())
     if (size := sum(f.stat().st_size for f in files)) > LARGEST_BYTES:
         parser.error(f"{size} bytes are more than {LARGEST_BYTES}")
     for old in (*BUNDLED.glob("*.json"), *BUNDLED.glob("*.safetensors")):

@@ -20,6 +20,10 @@ class DataError(LingError):
     """Training or evaluation data that cannot be used as given."""
 
 
+class TrainingError(LingError):
+    """Training that cannot go on, such as one that diverges."""
+
+
 class RequestError(LingError):
     """A generation request that this model cannot serve."""
 

@@ -33,3 +33,17 @@ def test_flops_grow_with_the_length(ling) -> None:
         for n in (1024, 32768)
     )
     assert long["forward"] > short["forward"]
+
+
+def test_what_cannot_be_meant_is_refused_in_one_line(ling) -> None:
+    for length in (0, -5):
+        result = ling("config", "--sequence-length", length)
+        assert (result.code, result.out) == (2, "")
+        assert "--sequence-length" in result.err
+    for arguments, message in (
+        (("--preset", ""), "ling: unknown preset ''; known: ling_mini"),
+        (("--json", "optim.lr=.nan"), "ling: optim.lr must be a finite number, got nan\n"),
+    ):
+        result = ling("config", *arguments)
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith(message)

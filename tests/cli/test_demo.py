@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,15 @@ import torch
 from ling.checkpoint import load_model
 from ling.checkpoint.dcp import DcpSource
 from ling.checkpoint.layout import MODEL_PREFIX
-from ling.cli.demo.command import _resolve
-from ling.errors import ConfigError
+from ling.cli.demo import evaluate, pipeline
+from ling.cli.demo.command import _print_summary, _resolve
+from ling.cli.demo.directory import RunDirectory
+from ling.cli.demo.prepare import prepare
+from ling.cli.demo.report import write_report
+from ling.config.recipe import Recipe, load_recipe
+from ling.errors import CheckpointError, ConfigError
 from ling.tokenizer import Tokenizer
+from ling.train.files import read_metrics
 
 SETTINGS = [
     "model.vocab_size=512", "model.pad_token_id=506", "model.eos_token_id=[506,509]", "train.steps=10",
@@ -62,30 +69,117 @@ def report(finished: tuple[Path, str]) -> dict:
 def test_ctrl_c_says_how_to_go_on(interrupted: tuple[Path, int, str]) -> None:
     out, code, err = interrupted
     assert code == 130, err
-    assert "nothing is lost: continue with ling demo --resume" in " ".join(err.split())
+    step = DcpSource(max(out.glob("checkpoints/step_*"))).facts()["step"]
+    assert f"interrupted; continue after step {step} with ling demo --resume --out {out}" in err
     assert "Traceback" not in err
     assert not list(out.rglob("*.partial*"))
 
 
-def test_an_interrupted_run_is_not_overwritten(interrupted: tuple[Path, int, str], tmp_path: Path) -> None:
+def resolve(run: Path, *overrides: str, resume: bool = False, restart: bool = False) -> Recipe:
+    return _resolve(RunDirectory(run), None, list(overrides), resume=resume, restart=restart)
+
+
+def begin(run: Path, seed: int) -> RunDirectory:
+    """Begin a run, as far as its recipe."""
+    directory = RunDirectory(run)
+    directory.begin(_resolve(directory, None, [f"train.seed={seed}"], resume=False, restart=False))
+    return directory
+
+
+def stored_seed(run: Path) -> int:
+    return json.loads((run / "recipe.json").read_text(encoding="utf-8"))["train"]["seed"]
+
+
+def test_an_interrupted_run_is_not_overwritten(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "recipe.json").write_bytes((interrupted[0] / "recipe.json").read_bytes())
+    begin(run, 3)
+    (run / "checkpoints/step_000002").mkdir(parents=True)
+    (run / "notes.txt").touch()
     with pytest.raises(ConfigError, match="holds an interrupted run: continue it with ling demo --resume --out"):
-        _resolve(run, None, [], resume=False, restart=False)
-    with pytest.raises(ConfigError, match="--resume continues with the recipe the run began with"):
-        _resolve(run, None, ["train.steps=3"], resume=True, restart=False)
-    assert _resolve(run, None, [], resume=True, restart=False).train.seed == 3
-    assert _resolve(run, None, [], resume=False, restart=True).train.seed == 0
+        resolve(run)
+    for other in ({"restart": True}, {"overrides": ["train.steps=3"]}):
+        with pytest.raises(ConfigError, match="--resume continues with the recipe the run began with"):
+            resolve(run, *other.pop("overrides", []), resume=True, **other)
+    assert resolve(run, resume=True).train.seed == 3
+    RunDirectory(run).begin(resolve(run, restart=True))
+    assert sorted(p.name for p in run.iterdir()) == ["notes.txt", "recipe.json"]
+    assert stored_seed(run) == 0
 
 
-def test_a_finished_run_is_set_aside(tmp_path: Path) -> None:
+def test_steps_without_a_checkpoint_are_an_interrupted_run_too(tmp_path: Path) -> None:
+    run = begin(tmp_path, 1)
+    run.metrics.write_text('{"step": 1}\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds an interrupted run"):
+        resolve(tmp_path)
+
+
+def test_a_run_without_any_step_is_begun_anew(tmp_path: Path) -> None:
+    run = begin(tmp_path, 1)
+    run.tokenizer.mkdir()
+    run.metrics.touch()
+    (tmp_path / ".tokenizer.partial-1").mkdir()
+    begin(tmp_path, 2)
+    assert stored_seed(tmp_path) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["recipe.json"]
+
+
+def test_what_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ConfigError, match="is not empty and not a run of ling demo"):
+        resolve(tmp_path)
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_a_finished_run_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool) -> None:
     run = tmp_path / "run"
     for seed in (1, 2, 3):
-        _resolve(run, None, [f"train.seed={seed}"], resume=False, restart=False)
+        run.mkdir(exist_ok=True)
+        monkeypatch.chdir(run)
+        begin(Path() if here else run, seed)
         (run / "report.json").touch()
-    assert json.loads((tmp_path / "run.previous/recipe.json").read_text(encoding="utf-8"))["train"]["seed"] == 2
-    assert json.loads((run / "recipe.json").read_text(encoding="utf-8"))["train"]["seed"] == 3
+    assert stored_seed(tmp_path / "run.previous") == 2
+    assert stored_seed(run) == 3
+
+
+def test_a_run_that_cannot_begin_leaves_the_finished_ones_in_place(tmp_path: Path, ling) -> None:
+    for seed in (1, 2):
+        begin(tmp_path / "run", seed).report.touch()
+    for wrong, reason in (
+        ("data.heldout_percent=0.0001", "holds out no document of the books; raise it"),
+        ("model.vocab_size=200", "vocab_size"),
+    ):
+        result = ling("demo", "--out", tmp_path / "run", wrong)
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert reason in result.err
+    assert (stored_seed(tmp_path / "run.previous"), stored_seed(tmp_path / "run")) == (1, 2)
+    assert (tmp_path / "run/report.json").exists()
+
+
+def test_an_interruption_names_what_is_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "report.json").touch()
+    (tmp_path / "recipe.json").touch()
+    before = RunDirectory(tmp_path)
+    assert before.how_to_go_on() == f"nothing had been written yet; start again with ling demo --out {tmp_path}"
+    run = begin(tmp_path / "run", 1)
+    again = f"ling demo --resume --out {tmp_path / 'run'}"
+    assert run.how_to_go_on() == f"no checkpoint had been written yet; {again} starts from the beginning"
+    for step in ("000500", "999999", "1000000"):
+        (run.checkpoints / f"step_{step}").mkdir(parents=True)
+    assert run.how_to_go_on() == f"continue after step 1000000 with {again}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"model": {', "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "lacks data, model, optim, train"),
+    ],
+)
+def test_a_damaged_recipe_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "recipe.json").write_text(text, encoding="utf-8")
+    with pytest.raises((CheckpointError, ConfigError), match=f"recipe.json {message}"):
+        resolve(tmp_path, resume=True)
 
 
 def test_every_step_was_done_once(finished: tuple[Path, str], report: dict) -> None:
@@ -153,3 +247,66 @@ def test_the_checkpoint_converts_from_the_command_line(finished: tuple[Path, str
     again = ling("convert", out / "final", tmp_path / "fp8")
     assert again.code == 2
     assert "exists already" in again.err
+
+
+def test_special_tokens_elsewhere_are_refused_with_the_right_ids(finished: tuple[Path, str]) -> None:
+    for wrong in ("model.pad_token_id=505", "model.eos_token_id=[506,510]"):
+        with pytest.raises(ConfigError, match=re.escape("model.pad_token_id=506 model.eos_token_id=[506,509]")):
+            prepare(load_recipe(preset_name="demo", overrides=[*SETTINGS, wrong]), finished[0] / "tokenizer")
+
+
+@pytest.fixture
+def measured_in_short(monkeypatch: pytest.MonkeyPatch, report: dict) -> None:
+    """A demo that answers few prompts and believes its earlier report."""
+    monkeypatch.setattr(evaluate, "GATED_PROMPTS", {"identity": 1})
+    monkeypatch.setattr(evaluate, "OTHER_PROMPTS", {})
+    monkeypatch.setattr(evaluate, "_SPECULATION_PROMPTS", 1)
+    monkeypatch.setattr(pipeline, "SAMPLE_PROMPTS", ("Hello",))
+    monkeypatch.setattr(pipeline, "measure_text", lambda exported, prepared: report["bits_per_byte"])
+
+
+@pytest.mark.usefixtures("measured_in_short")
+def test_a_finished_run_resumes_to_the_same_bits(
+    finished: tuple[Path, str], ling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished[0], run.path)
+    prepared = prepare(run.read_recipe(), run.tokenizer)
+    monkeypatch.setattr(pipeline, "prepare", lambda recipe, tokenizer: prepared)
+    shutil.rmtree(run.final)
+    result = ling("demo", "--resume", "--out", run.path)
+    assert result.code == 0, result.err
+    before, after = DcpSource(finished[0] / "final"), DcpSource(run.final)
+    assert before.tensors.keys() == after.tensors.keys()
+    for name in before.tensors:
+        assert torch.equal(before.read(name), after.read(name)), name
+    assert read_metrics(run.metrics) == read_metrics(finished[0] / "metrics.jsonl")
+    run.metrics.unlink()
+    result = ling("demo", "--resume", "--out", run.path)
+    assert result.code == 2
+    assert "metrics.jsonl holds no steps of a run that has done them all" in result.err
+
+
+def test_the_report_of_a_dense_model_leaves_out_experts_and_drafting(
+    finished: tuple[Path, str], report: dict, tmp_path: Path
+) -> None:
+    history = [
+        {**line, "counts": {}, "balance": None, "mtp_losses": []}
+        for line in read_metrics(finished[0] / "metrics.jsonl")
+    ]
+    dense = {**report, "speculation": None}
+    write_report(RunDirectory(tmp_path), dense, history)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 1
+    assert "This model has no MTP layer" in page
+    assert "Expert load" not in page
+    assert "same text with MTP drafting" not in {p["what"] for p in pipeline._promises(dense)}
+
+
+def test_what_a_model_says_is_no_markup(report: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"prompt": "[i]Who?", "answer": "[/b] [red] :smile: me"}
+    _print_summary({**report, "samples": [said], "speculation": None}, Path("runs/[x]/report.html"))
+    out = capsys.readouterr().out
+    assert "[i]Who?  [/b] [red] :smile: me" in out
+    assert "report: runs/[x]/report.html" in out
+    assert "this model has no MTP layer" in out

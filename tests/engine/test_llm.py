@@ -128,3 +128,20 @@ def test_top_k_and_top_p_keep_the_most_likely() -> None:
     assert set(sample(logits, range(500), [few] * 500)) == {0, 1}
     nucleus = SamplingParams(temperature=1.0, top_p=0.7)
     assert set(sample(logits, range(500), [nucleus] * 500)) == {0, 1}
+
+
+def test_the_time_of_every_batch_counts() -> None:
+    whole = llm(max_batch=1)
+    tokens(whole)
+    one = whole.stats.seconds / len(PROMPTS)
+    alone = llm()
+    tokens(alone, [PROMPTS[0]])
+    assert whole.stats.tokens == 20 * len(PROMPTS)
+    assert whole.stats.seconds > 1.5 * one
+    assert alone.stats.steps == 20  # the prompt's pass gives the first token
+
+
+@pytest.mark.parametrize("num_drafts", [-1, 17])
+def test_absurd_numbers_of_drafts_are_refused(num_drafts: int) -> None:
+    with pytest.raises(RequestError, match="num_drafts must lie between 0 and 16"):
+        llm(num_drafts=num_drafts)

@@ -17,6 +17,12 @@ def test_labels_shift_within_documents_and_under_the_mask() -> None:
     assert batch.attention.mtp_ids.tolist() == [[11, 12, 13, 0, 21, 0], [12, 13, 0, 0, 0, 0]]
 
 
+def test_mtp_never_learns_what_is_masked() -> None:
+    batch = build_batch([[10, 11, 12, 13, 14]], [[True, True, False, False, True]], 2)
+    assert batch.labels.tolist() == [11, X, X, 14, X]
+    assert batch.mtp_labels.tolist() == [[X, X, 14, X, X], [X, 14, X, X, X]]
+
+
 def test_without_mtp_there_is_nothing_ahead() -> None:
     batch = build_batch([[1, 2]], [[True, True]], 0)
     assert batch.mtp_labels.shape == (0, 2)

@@ -3,17 +3,18 @@
 import json
 import random
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from ling.config.recipe import Recipe, load_recipe
-from ling.errors import CheckpointError
+from ling.errors import CheckpointError, TrainingError
 from ling.train.averaging import SnapshotMean, is_snapshot_step
 from ling.train.batch import TrainBatch, build_batch
+from ling.train.files import latest_checkpoint, list_checkpoints
 from ling.train.loop import Training
-from ling.train.state import latest_checkpoint
 
 OVERRIDES = [
     "train.steps=12", "train.tokens_per_step=256", "train.checkpoint_every=5", "train.average_last=2",
@@ -112,11 +113,63 @@ def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> Non
     assert steps == list(range(1, 13))
 
 
+def test_metrics_of_a_run_without_a_checkpoint_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
+    training = Training(recipe("train.steps=6"), tmp_path, read_batch)
+    assert training.resume() == 0
+    list(training.run())
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_lost_metrics_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path, "train.steps=6")
+    (tmp_path / "metrics.jsonl").unlink()
+    assert Training(recipe("train.steps=6"), tmp_path, read_batch).resume() == 6
+    assert "metrics.jsonl holds only 0 of the 6 steps done" in caplog.messages[-1]
+
+
+@pytest.mark.parametrize("facts", [{}, {"step": "6"}, {"step": 6, "snapshots": 1.5}, {"step": 6, "snapshots": 2}])
+def test_damaged_facts_name_their_file(tmp_path: Path, facts: dict) -> None:
+    run(tmp_path, "train.steps=6")
+    (tmp_path / "checkpoints/step_000006/training.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"step_000006/training\.json has (step|snapshots|seconds) = "):
+        Training(recipe("train.steps=6"), tmp_path, read_batch).resume()
+
+
+def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    training = Training(recipe(), tmp_path, read_batch)
+    reports = training.run()
+    for _ in range(7):
+        next(reports)
+    with torch.no_grad():
+        training.state.model.lm_head.weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="training diverges: at step 8 the loss is nan"):
+        next(reports)
+    assert [p.name for p in list_checkpoints(training.checkpoints)] == ["step_000005"]
+
+
+def test_a_dense_model_trains(tmp_path: Path) -> None:
+    def read_dense_batch(step: int) -> TrainBatch:
+        return build_batch([list(range(20, 40))], [[True] * 20], 0)
+
+    dense = recipe("model.first_k_dense_replace=3", "model.num_nextn_predict_layers=0", "train.steps=6")
+    reports = list(Training(dense, tmp_path, read_dense_batch).run())
+    assert [report.balance for report in reports] == [None] * 6
+    assert reports[-1].loss < reports[0].loss
+
+
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     run(tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_000010", "step_000012"]
     assert latest_checkpoint(tmp_path / "checkpoints") == tmp_path / "checkpoints/step_000012"
-    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_the_newest_checkpoints_stay_beyond_a_million_steps(tmp_path: Path) -> None:
+    training = Training(recipe(), tmp_path, read_batch)
+    for training.state.step in (999_999, 1_000_000, 1_000_001):
+        training.save()
+    assert [p.name for p in list_checkpoints(training.checkpoints)] == ["step_1000000", "step_1000001"]
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -125,10 +178,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         Training(recipe("model.hidden_size=32"), tmp_path, read_batch).resume()
 
 
-def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path) -> None:
+def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     training, losses = run(tmp_path, "train.max_minutes=1e-9")
     assert len(losses) == 1
     assert latest_checkpoint(training.checkpoints) == training.checkpoints / "step_000001"
+    assert "ended the run before the first snapshot" in caplog.messages[-1]
+
+
+def test_the_time_of_checkpoints_counts_also_after_resuming(tmp_path: Path) -> None:
+    limited = recipe("train.max_minutes=0.005", "train.checkpoint_every=1")  # 300 ms
+    training = Training(limited, tmp_path, read_batch, finish=lambda directory: time.sleep(0.35))
+    assert len(list(training.run())) == 1
+    assert training.seconds > 0.35
+    resumed = Training(limited, tmp_path, read_batch)
+    assert resumed.resume() == 1
+    assert resumed.seconds > 0.35
+    assert list(resumed.run()) == []
 
 
 def test_the_last_snapshots_are_averaged(tmp_path: Path) -> None:

@@ -25,3 +25,7 @@ def test_nothing_routed() -> None:
 def test_the_worst_layer_counts() -> None:
     layers = {1: RouterTelemetry(1.0, 0.2, 0.9, 3), 2: RouterTelemetry(0.5, 0.4, 0.95, 0)}
     assert worst(layers) == RouterTelemetry(1.0, 0.4, 0.9, 3)
+
+
+def test_a_dense_model_has_no_worst_layer() -> None:
+    assert worst({}) is None

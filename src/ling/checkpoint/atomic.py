@@ -18,7 +18,10 @@ def atomic_directory(target: Path, *, overwrite: bool = False, resume: str | Non
             the next call with the same name finds it again
     Raises CheckpointError if it exists, cannot be written, or the disk fills up.
     """
-    if target.exists() and not overwrite and (not target.is_dir() or any(target.iterdir())):
+    target = target.resolve()
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; choose a directory")
+    if target.exists() and not overwrite and any(target.iterdir()):
         raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
     partial = target.with_name(f".{target.name}.partial-{resume or os.getpid()}")
     kept = False
@@ -42,8 +45,12 @@ def _replace(new: Path, target: Path) -> None:
         new.rename(target)
         return
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    target.rename(old)
-    new.rename(target)
+    try:
+        target.rename(old)
+        new.rename(target)
+    finally:
+        if old.exists() and not target.exists():  # interrupted in between
+            old.rename(target)
     shutil.rmtree(old)
 
 

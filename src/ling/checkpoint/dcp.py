@@ -8,6 +8,7 @@
 torch would pickle what is not a tensor; we give it none, and refuse to unpickle any on the way back.
 """
 
+import errno
 import io
 import json
 import warnings
@@ -63,7 +64,7 @@ def save_dcp(
 
 
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePlanner) -> None:
-    """Write tensors and their metadata into an existing directory; CheckpointError if the disk refuses."""
+    """Write tensors and their metadata into an existing directory; OSError if the disk refuses."""
     try:
         with _one_process_is_fine():
             save(
@@ -75,7 +76,7 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePl
     except CheckpointException as error:
         if (reason := _disk_trouble(error)) is None:
             raise
-        raise CheckpointError(f"cannot write {directory}: {reason}; nothing was left there") from None
+        raise OSError(errno.EIO, reason) from None
 
 
 def _disk_trouble(error: CheckpointException) -> str | None:
@@ -139,8 +140,11 @@ class DcpSource:
                     no_dist=not dist.is_initialized(),
                 )
         except CheckpointException as error:  # torch's wrapper of whatever a truncated file makes it raise
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{self.directory} cannot be read ({reason}); copy it again") from None
+            failure = next((f for f, _ in error.failures.values()), error)
+            reason = " ".join(str(failure).split())[:120]
+            raise CheckpointError(
+                f"{self.directory}: a .distcp file is missing or damaged ({reason}); copy the checkpoint again"
+            ) from None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Write a distributed checkpoint piece by piece: only one of its tensors is in memory at a time.
 
-torch's saver plans with the sizes of tensors and asks for their values one by one while it writes. So it is given tensors
-without memory, and each is put together when it is asked for.
+torch's saver plans with the sizes of tensors and asks for their values one by one while it writes. So it is given
+tensors without memory, and each is put together when it is asked for.
 """
 
 from collections.abc import Callable
@@ -43,9 +43,7 @@ def write_pieces(
             advance(piece)
         return whole
 
-    empty = {
-        key: torch.empty(own[0][1].shape, dtype=dtype_of(own[0][0]), device="meta") for key, own in parts.items()
-    }
+    empty = {key: torch.empty(own[0][1].shape, dtype=dtype_of(own[0][0]), device="meta") for key, own in parts.items()}
     save_tensors(directory, empty, _LazyPlanner(build))
 
 

@@ -1,7 +1,7 @@
 """Where published tensors lie in distributed checkpoints, which hold experts stacked (spec: checkpoint.md 4).
 
-A layout gives each `Piece` its place in a larger tensor. Both directions of every conversion use the same places, so what
-one writes the other reads.
+A layout gives each `Piece` its place in a larger tensor. Both directions of every conversion use the same places, so
+what one writes the other reads.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
 """Strict loading: every tensor has a place, every place gets a tensor, and each is looked at on the way."""
 
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
 from ling.checkpoint.source import StoredTensor, TensorSource, read_json
 from ling.config import ModelConfig, read_published
@@ -94,7 +94,7 @@ class PieceReader:
         values, *scale = self.stored(piece)
         if scale:
             values = dequantize_e4m3_block(values, scale[0], torch.float32)
-        _check_finite(values, piece, self._source.tensors[piece.key])
+        check_finite(values, f"tensor {piece.key} in {self._source.tensors[piece.key].file.name}")
         return values
 
 
@@ -112,7 +112,7 @@ def fill(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:
             continue
         if scale is not None:
             values = dequantize_e4m3_block(values, scale, torch.float32)
-        _check_finite(values, piece, stored)
+        check_finite(values, f"tensor {piece.key} in {stored.file.name}")
         piece.part_of(place).copy_(values)
 
 
@@ -179,12 +179,6 @@ def _check_tensor(key: str, piece: Piece, source: TensorSource) -> None:
     if stored.dtype not in allowed:
         why = f"without {piece.scale_key}" if stored.dtype == _CODES else f"where {' or '.join(allowed)} belongs"
         raise CheckpointError(f"tensor {key} in {stored.file.name} has dtype {stored.dtype} {why}")
-
-
-def _check_finite(values: Tensor, piece: Piece, stored: StoredTensor) -> None:
-    # One pass without temporaries: NaN and infinities reach the extremes.
-    if values.numel() and not all(math.isfinite(x) for x in values.aminmax()):
-        raise CheckpointError(f"tensor {piece.key} in {stored.file.name} has values that are NaN or infinite")
 
 
 def _check_quantization(directory: Path) -> None:

@@ -1,9 +1,9 @@
-"""Megatron's `torch_dist` checkpoints: where they lie, and what `common.pt` says of the model (spec: checkpoint.md 2, 4).
+"""Megatron's `torch_dist` checkpoints: where they lie, what `common.pt` says of the model (spec: checkpoint.md 2, 4).
 
-    DIR/latest_checkpointed_iteration.txt
-    DIR/iter_0000001/   .metadata, __0_0.distcp ...   tensors
-                        common.pt                     pickled `{"args": Namespace, ...}`
-                        metadata.json                 names of the back ends
+DIR/latest_checkpointed_iteration.txt
+DIR/iter_0000001/   .metadata, __0_0.distcp ...   tensors
+                    common.pt                     pickled `{"args": Namespace, ...}`
+                    metadata.json                 names of the back ends
 """
 
 import argparse
@@ -182,7 +182,7 @@ def _first_k_dense(args: dict[str, Any]) -> int:
     frequency = args.get("moe_layer_freq", 1)
     if isinstance(frequency, int):
         if frequency != 1:
-            raise CheckpointError(f"args.moe_layer_freq {frequency}: sparse layers every few layers are another network")
+            raise CheckpointError(f"args.moe_layer_freq {frequency}: a sparse layer now and then is another network")
         return 0
     first = list(frequency).index(1) if 1 in frequency else len(frequency)
     if any(x != 1 for x in frequency[first:]):

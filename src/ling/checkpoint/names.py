@@ -39,6 +39,12 @@ class Piece:
     """Whether it is float32 in every checkpoint."""
 
     @property
+    def layer(self) -> int:
+        """Number of its layer, MTP layers included; -1 outside of layers."""
+        parts = self.key.split(".")
+        return int(parts[2]) if self.key.startswith("model.layers.") else -1
+
+    @property
     def scale_key(self) -> str:
         return self.key + SCALE_SUFFIX
 

@@ -18,8 +18,8 @@ from ling.errors import CheckpointError
 TOKENIZER_DIRECTORY = "tokenizer"
 """Of the tokenizer inside a training checkpoint."""
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja",
-    "vocab.json", "merges.txt", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+    "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
 _HELD = 2  # an expert's gate and up lie in one stacked tensor, its down in another
 
@@ -126,7 +126,10 @@ class DcpPieces:
 def training_pieces(directory: Path) -> DcpPieces:
     """Open one of `ling`'s training checkpoints."""
     source = DcpSource(directory)
-    config = read_published(source.facts()["model"], where=str(directory / FACTS_NAME))
+    model = source.facts().get("model")
+    if not isinstance(model, dict):
+        raise CheckpointError(f"{directory / FACTS_NAME} does not say what model this is; copy the checkpoint again")
+    config = read_published(model, where=str(directory / FACTS_NAME))
     tokenizer = directory / TOKENIZER_DIRECTORY
     return DcpPieces(source, config, training_layout(config), "training checkpoint", tokenizer)
 
@@ -139,6 +142,13 @@ def megatron_pieces(iteration: Path) -> DcpPieces:
     config = config_from_args(args, len(layers), f"{iteration / 'common.pt'}")
     path = args.get("spm_tokenizer_path") or args.get("tokenizer_model") or TOKENIZER_DIRECTORY
     return DcpPieces(source, config, megatron_layout(config), "Megatron checkpoint", Path(str(path)))
+
+
+def files_of_tokenizer(directory: Path) -> list[Path]:
+    """Return the tokenizer's files in `directory`, which may hold anything else as well."""
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(f"{directory} has no tokenizer.json: it is not a tokenizer")
+    return _known_files(directory)
 
 
 def _known_files(directory: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Read the pickles of distributed checkpoints without running what they say.
 
 A pickle names the things it wants called. For `.metadata` we know the few plain records that torch writes, and refuse
-every other name. `common.pt` of Megatron may name anything; there every unknown name becomes an inert `Opaque`. Either way
-a checkpoint from a stranger can at worst be wrong.
+every other name. `common.pt` of Megatron may name anything; there every unknown name becomes an inert `Opaque`. Either
+way a checkpoint from a stranger can at worst be wrong.
 """
 
 import argparse
@@ -38,6 +38,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
+        if module.startswith("megatron.") and name == "MCoreMetadata":  # torch's record with a field of Megatron's own
+            return dcp_metadata.Metadata
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         raise CheckpointError(f"its metadata asks for {module}.{name}, which a checkpoint has no use for")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ling.checkpoint.atomic import atomic_directory
-from ling.checkpoint.names import Piece, published_pieces
+from ling.checkpoint.finite import check_finite
+from ling.checkpoint.names import SCALE_SUFFIX, Piece, published_pieces
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, Entry, TensorSpec, write_shards
 from ling.config import ModelConfig, write_published
 from ling.model import CausalLM
@@ -39,6 +40,10 @@ class ExportFormat:
     @property
     def value_dtype(self) -> torch.dtype:
         return torch.float32 if self.precision == "float32" else torch.bfloat16
+
+    def num_bytes(self, config: ModelConfig) -> int:
+        """Return the bytes of all tensors of a model."""
+        return sum(spec.nbytes for piece in published_pieces(config) for spec in _specs(piece, self, piece.key))
 
     def power_of_two(self, piece: Piece) -> bool:
         return piece.power_of_two_scale if self.fp8_scales == "published" else self.fp8_scales == "pow2"
@@ -83,6 +88,20 @@ def write_checkpoint(
     config: ModelConfig,
     read: ReadPiece,
     export: ExportFormat,
+    **options: Any,
+) -> None:
+    """Write a whole model; `options` as in `write_pieces_as_safetensors`."""
+    write_pieces_as_safetensors(
+        directory, published_pieces(config), read, export, config_json(config, export), **options
+    )
+
+
+def write_pieces_as_safetensors(
+    directory: Path,
+    pieces: list[Piece],
+    read: ReadPiece,
+    export: ExportFormat,
+    config: dict[str, Any],
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
@@ -90,25 +109,34 @@ def write_checkpoint(
     progress: Callable[[Piece], None] | None = None,
     workers: int = 1,
     resume: str | None = None,
+    rename: Callable[[Piece], str] | None = None,
+    file_name: str | None = None,
 ) -> None:
-    """Write every piece that `read` gives, one at a time. Other arguments as `save_model`.
+    """Write every piece that `read` gives, one at a time.
 
-    workers  files written at the same time; `read` is then called from as many threads
-    resume   as in `atomic_directory`: files that an interrupted call finished are kept
+    config     becomes config.json
+    finish     is called with the directory before it appears under its name, to add files
+    progress   is called after each piece
+    workers    files written at the same time; `read` is then called from as many threads
+    resume     as in `atomic_directory`: files that an interrupted call finished are kept
+    rename     gives each piece another key than its own
+    file_name  one file of this name in place of numbered shards
     """
 
     def entry(piece: Piece) -> Entry:
         def make() -> tuple[Tensor, ...]:
-            tensors = encode(piece, read(piece), export)
+            values = read(piece)
+            check_finite(values, f"tensor {piece.key}")
+            tensors = encode(piece, values, export)
             if progress is not None:
                 progress(piece)
             return tensors
 
-        return Entry(_specs(piece, export), make)
+        return Entry(_specs(piece, export, piece.key if rename is None else rename(piece)), make)
 
     with atomic_directory(directory, overwrite=overwrite, resume=resume) as partial:
-        write_shards(partial, [entry(piece) for piece in published_pieces(config)], max_shard_bytes, workers=workers)
-        text = json.dumps(config_json(config, export), indent=2, ensure_ascii=False)
+        write_shards(partial, [entry(p) for p in pieces], max_shard_bytes, workers=workers, name=file_name)
+        text = json.dumps(config, indent=2, ensure_ascii=False)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         if finish is not None:
             finish(partial)
@@ -123,13 +151,13 @@ def config_json(config: ModelConfig, export: ExportFormat) -> dict[str, Any]:
     return tree
 
 
-def _specs(piece: Piece, export: ExportFormat) -> tuple[TensorSpec, ...]:
+def _specs(piece: Piece, export: ExportFormat, key: str) -> tuple[TensorSpec, ...]:
     if piece.float32:
-        return (TensorSpec(piece.key, torch.float32, piece.shape),)
+        return (TensorSpec(key, torch.float32, piece.shape),)
     if export.precision == "float8" and piece.quantized:
-        codes = TensorSpec(piece.key, torch.float8_e4m3fn, piece.shape)
-        return codes, TensorSpec(piece.scale_key, torch.float32, piece.scale_shape)
-    return (TensorSpec(piece.key, export.value_dtype, piece.shape),)
+        codes = TensorSpec(key, torch.float8_e4m3fn, piece.shape)
+        return codes, TensorSpec(key + SCALE_SUFFIX, torch.float32, piece.scale_shape)
+    return (TensorSpec(key, export.value_dtype, piece.shape),)
 
 
 def encode(piece: Piece, values: Tensor, export: ExportFormat) -> tuple[Tensor, ...]:

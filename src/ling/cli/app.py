@@ -5,7 +5,9 @@ line on stderr says how to mend, 130 interrupted.
 """
 
 import errno
+import io
 import logging
+import signal
 import sys
 from typing import NoReturn
 
@@ -55,6 +57,10 @@ def main() -> None:
 
     Typer itself handles misspelt commands and options (2), Ctrl-C (130) and a reader that hangs up (1, silently).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files half written are cleared away
     try:
         app()
     except LingError as error:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from ling.engine.llm import LLM
@@ -17,7 +18,7 @@ def chat(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    drafts: Annotated[int, typer.Option(min=0, help="Tokens drafted per step by the MTP layer, if there is one.")] = 1,
+    drafts: Annotated[int, typer.Option(min=0, max=16, help="Tokens the MTP layer drafts per step.")] = 1,
 ) -> None:
     """Talk to a model."""
     from ling.cli.models import open_model
@@ -28,7 +29,7 @@ def chat(
 def converse(llm: "LLM", *, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0) -> None:
     """Read lines and answer each, until the end of input."""
     from ling.engine.request import SamplingParams
-    from ling.errors import RequestError
+    from ling.errors import LingError
 
     console = Console(highlight=False)
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
@@ -49,8 +50,11 @@ def converse(llm: "LLM", *, max_tokens: int = 256, temperature: float = 0.0, see
         history.append({"role": "user", "content": line})
         try:
             history.append({"role": "assistant", "content": _answer(llm, history, params, console)})
-        except RequestError as error:
-            console.print(f"[red]{error}[/] [dim](/reset starts again)[/]")
+        except LingError as error:
+            console.print(Text(f"{error} (/reset starts again)", style="red"))
+            history.pop()
+        except KeyboardInterrupt:
+            console.print("[dim]stopped; the question is forgotten[/]")
             history.pop()
 
 

@@ -15,7 +15,7 @@ def config(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...")] = None,
     preset: Annotated[str | None, typer.Option(help="Named shape, such as ling_mini or tiny.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe laid over the preset.")] = None,
-    sequence_length: Annotated[int | None, typer.Option(help="Tokens per document, for FLOPs.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens per document, for FLOPs.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the resolved configuration, its parameter counts and its FLOPs per token."""
@@ -30,7 +30,7 @@ def config(
     if as_json:
         numbers = {"parameters": asdict(counts), "flops_per_token": asdict(flops)}
         numbers["flops_per_token"] |= {"forward": flops.forward, "training": flops.training}
-        print(json.dumps({**tree, **numbers}, indent=2))
+        print(json.dumps({**tree, **numbers}, indent=2, allow_nan=False))
         return
     print(yaml.safe_dump(_plain(tree), sort_keys=False).rstrip())
     table = Table("what", "number", box=None, header_style="bold", pad_edge=False)

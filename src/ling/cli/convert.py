@@ -1,10 +1,11 @@
 """`ling convert`: any checkpoint becomes any other."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,9 +15,15 @@ from ling.errors import ConfigError
 
 if TYPE_CHECKING:
     from ling.checkpoint.convert import Progress as Advance
+    from ling.checkpoint.pieces import PieceSource
+    from ling.checkpoint.save import ExportFormat
 
-TARGETS = ("safetensors", "training", "megatron")
-DTYPES = ("float32", "bfloat16", "float8")
+_KNOWN = {
+    "--to": ("safetensors", "training", "megatron"),
+    "--dtype": ("float32", "bfloat16", "float8"),
+    "--fp8-scales": ("published", "pow2", "fp32"),
+    "--mtp": ("keep", "drop", "separate"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +34,16 @@ class Conversion:
     target: Path
     to: str = "safetensors"
     dtype: str | None = None
-    fp8_scales: str = "published"
-    mtp: bool = True
+    """None: bfloat16; for a training checkpoint, as stored."""
+    fp8_scales: str | None = None
+    mtp: str = "keep"
+    mtp_target: Path | None = None
+    """Where `mtp="separate"` puts the MTP layers; None: `target` with -mtp behind its name."""
     tokenizer: Path | None = None
     max_shard_gb: float = 5.0
+    workers: int = 1
+    verify: bool = False
+    dry_run: bool = False
     overwrite: bool = False
 
 
@@ -43,11 +56,18 @@ def convert(
     ] = None,
     force_bf16: Annotated[bool, typer.Option("--force-bf16", help="Same as --dtype bfloat16.")] = False,
     force_fp8: Annotated[bool, typer.Option("--force-fp8", help="Same as --dtype float8.")] = False,
-    fp8_scales: Annotated[str, typer.Option(help="published, pow2 or fp32.")] = "published",
-    mtp: Annotated[bool, typer.Option(help="Keep MTP layers.")] = True,
-    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer directory to put beside the weights.")] = None,
-    max_shard_gb: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = 5.0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing target.")] = False,
+    fp8_scales: Annotated[
+        str | None, typer.Option(help="Of float8: published (left out), pow2 or fp32.", show_default=False)
+    ] = None,
+    mtp: Annotated[
+        str, typer.Option(help="keep, drop, or separate: into TARGET-mtp, a directory of its own.")
+    ] = "keep",
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights.")] = None,
+    max_shard_size: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the target back and compare every tensor.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
     """Convert a checkpoint: Hugging Face safetensors, ling's training checkpoints, Megatron torch_dist; any to any."""
     if force_bf16 and force_fp8:
@@ -56,8 +76,8 @@ def convert(
     if forced is not None and dtype not in (None, forced):
         raise ConfigError(f"--dtype {dtype} contradicts --force-{'bf16' if force_bf16 else 'fp8'}")
     asked = Conversion(
-        source=source, target=target, to=to, dtype=forced or dtype, fp8_scales=fp8_scales, mtp=mtp,
-        tokenizer=tokenizer, max_shard_gb=max_shard_gb, overwrite=overwrite,
+        source=source, target=target, to=to, dtype=forced or dtype, fp8_scales=fp8_scales, mtp=mtp, tokenizer=tokenizer,
+        max_shard_gb=max_shard_size, workers=workers, verify=verify, dry_run=dry_run, overwrite=overwrite,
     )  # fmt: skip
     run_conversion(asked)
 
@@ -65,56 +85,82 @@ def convert(
 def run_conversion(asked: Conversion) -> None:
     """Convert with a progress bar; shared with the published scripts' command lines."""
     _check(asked)
-    import torch
-
     from ling.checkpoint import convert
     from ling.checkpoint.pieces import open_pieces
     from ling.checkpoint.save import ExportFormat
 
-    pieces = open_pieces(asked.source)
-    if not asked.mtp:
-        pieces = convert.without_mtp(pieces)
-    dtype = None if asked.dtype is None else getattr(torch, asked.dtype, None)
-    with _progress(f"{pieces.kind} {asked.source.name} to {asked.to}") as progress:
-        if asked.to == "safetensors":
-            export = ExportFormat(precision=asked.dtype or "bfloat16", fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
-            convert.to_safetensors(
-                pieces, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
-                max_shard_bytes=int(asked.max_shard_gb * 1e9), progress=progress,
-            )  # fmt: skip
-        elif asked.to == "training":
-            convert.to_training(
-                pieces, asked.target, dtype,
-                tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
-            )  # fmt: skip
-        else:
-            convert.to_megatron(
-                pieces, asked.target, dtype or torch.bfloat16,
-                tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
-            )  # fmt: skip
+    source = open_pieces(asked.source)
+    export = ExportFormat(precision=asked.dtype or "bfloat16", fp8_scales=asked.fp8_scales or "published")  # type: ignore[arg-type]
+    if asked.dry_run:
+        return _describe(asked, source, export)
+    if asked.mtp == "separate":
+        target = asked.mtp_target or asked.target.with_name(f"{asked.target.name}-mtp")
+        with _progress(f"MTP layers to {target.name}") as progress:
+            convert.mtp_to_safetensors(source, target, export, overwrite=asked.overwrite, progress=progress)
+        print(target)
+    if asked.mtp != "keep":
+        source = convert.without_mtp(source)
+    _write(asked, source, export)
     print(asked.target)
 
 
+def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
+    import torch
+
+    from ling.checkpoint import convert
+
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(asked.dtype or "")
+    with _progress(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
+        if asked.to == "safetensors":
+            convert.to_safetensors(
+                source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
+                max_shard_bytes=int(asked.max_shard_gb * 1e9), workers=asked.workers, progress=progress,
+            )  # fmt: skip
+        elif asked.to == "training":
+            convert.to_training(
+                source, asked.target, dtype, tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress
+            )
+        else:
+            convert.to_megatron(
+                source, asked.target, dtype or torch.bfloat16,
+                tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
+            )  # fmt: skip
+    if asked.verify:
+        with _progress(f"verifying {asked.target.name}") as progress:
+            count = convert.verify(source, asked.target, export if asked.to == "safetensors" else None, progress)
+        Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
+
+
+def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
+    from ling.checkpoint.names import published_pieces
+    from ling.scaling.parameters import count_parameters
+
+    config = source.config if asked.mtp == "keep" else source.config.without_mtp()
+    counts = count_parameters(config)
+    print(f"source:  {source.kind} {source.directory}")
+    print(f"target:  {asked.to} {asked.target}{' (replaced)' if asked.target.exists() else ''}")
+    print(f"model:   {counts.total_with_mtp:,} parameters, {config.num_nextn_predict_layers} MTP layers")
+    print(f"tensors: {len(published_pieces(config)):,} published ones")
+    if asked.to == "safetensors":
+        print(f"format:  {export.precision}, {export.num_bytes(config) / 1e9:.3f} GB")
+    print(f"beside:  {', '.join(f.name for f in source.tokenizer_files()) or 'no tokenizer'}")
+
+
 def _check(asked: Conversion) -> None:
-    for name, value, known in (
-        ("--to", asked.to, TARGETS),
-        ("--dtype", asked.dtype or DTYPES[0], DTYPES),
-        ("--fp8-scales", asked.fp8_scales, _scale_modes()),
-    ):
-        if value not in known:
-            raise ConfigError(f"{name} {value} is not known; use {', '.join(known)}")
+    given = {
+        "--to": asked.to, "--dtype": asked.dtype, "--fp8-scales": asked.fp8_scales, "--mtp": asked.mtp,
+    }  # fmt: skip
+    for name, value in given.items():
+        if value is not None and value not in _KNOWN[name]:
+            raise ConfigError(f"{name} {value} is not known; use {', '.join(_KNOWN[name])}")
     if asked.to != "safetensors" and asked.dtype == "float8":
         raise ConfigError(f"--to {asked.to} holds no FP8 blocks; use --dtype bfloat16 or float32")
-    if not asked.max_shard_gb > 0:
-        raise ConfigError(f"--max-shard-gb must be positive, got {asked.max_shard_gb}")
+    if asked.fp8_scales is not None and asked.dtype != "float8":
+        raise ConfigError(f"--fp8-scales {asked.fp8_scales} is for --dtype float8")
+    if not (math.isfinite(asked.max_shard_gb) and asked.max_shard_gb > 0):
+        raise ConfigError(f"--max-shard-size must be a positive number of GB, got {asked.max_shard_gb}")
     if asked.tokenizer is not None and not asked.tokenizer.is_dir():
         raise ConfigError(f"--tokenizer {asked.tokenizer} is not a directory")
-
-
-def _scale_modes() -> tuple[str, ...]:
-    from ling.checkpoint.save import ScaleMode
-
-    return get_args(ScaleMode)
 
 
 @contextmanager

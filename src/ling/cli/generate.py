@@ -18,12 +18,14 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Only the k most likely tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the most likely tokens that hold this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    drafts: Annotated[int, typer.Option(min=0, help="Tokens drafted per step by the MTP layer, if there is one.")] = 1,
+    drafts: Annotated[int, typer.Option(min=0, max=16, help="Tokens the MTP layer drafts per step.")] = 1,
 ) -> None:
     """Answer one prompt, or continue raw text."""
     if prompt is None and sys.stdin.isatty():
         raise ConfigError("give a prompt as an argument or on stdin")
-    text = prompt if prompt is not None else sys.stdin.read()
+    text = prompt if prompt is not None else sys.stdin.read().removesuffix("\n")
+    if not text:
+        raise ConfigError("the prompt is empty; give some text as an argument or on stdin")
     from ling.cli.models import open_model
     from ling.engine.request import SamplingParams
     from ling.tokenizer import IncrementalDetokenizer

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ling.config.model import ODD_HEAD_DIM
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
 def check_recipe(recipe: "Recipe") -> None:
     """Raise ConfigError for sections that contradict each other."""
+    if recipe.model.head_dim % 2:
+        raise ConfigError(ODD_HEAD_DIM.format(recipe.model.head_dim))
     longest = recipe.data.max_document_tokens
     if longest > recipe.model.max_position_embeddings:
         raise ConfigError(

@@ -8,9 +8,16 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from ling.config.fields import check_fields
 from ling.errors import ConfigError
 
 DType = Literal["float32", "bfloat16"]
+
+ODD_HEAD_DIM = "model.head_dim must be even (rotation pairs channels), got {}"
+"""Some converted checkpoints have one and rotate part of it; recipes make no such networks (config/checks.py)."""
+_MAX_LAYERS = 10**5
+_MAX_SIZE = 10**9
+"""No dimension, and no stretch of the context, is meant beyond this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +41,22 @@ class RopeScaling:
     """Round the ramp's ends to whole frequencies."""
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ConfigError(f"model.rope_scaling.factor must be at least 1, got {self.factor}")
-        if self.type == "yarn" and not self.original_max_position_embeddings:
+        check_fields(self, "model.rope_scaling")
+        if not 1 <= self.factor <= _MAX_SIZE:
+            raise ConfigError(f"model.rope_scaling.factor must be at least 1 (and at most 1e9), got {self.factor}")
+        if self.type == "yarn" and self.original_max_position_embeddings is None:
             raise ConfigError("model.rope_scaling of type yarn needs original_max_position_embeddings")
+        for name in ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= _MAX_SIZE:
+                raise ConfigError(f"model.rope_scaling.{name} must be positive (and at most 1e9), got {value}")
+        for name in ("mscale", "mscale_all_dim"):
+            if (getattr(self, name) or 0) < 0:
+                raise ConfigError(f"model.rope_scaling.{name} must not be negative, got {getattr(self, name)}")
+        if self.beta_fast < self.beta_slow:
+            raise ConfigError(
+                f"model.rope_scaling.beta_fast {self.beta_fast} must not be below beta_slow {self.beta_slow}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +125,15 @@ class ModelConfig:
     initializer_range: float = 0.02
     """Standard deviation of initial weights."""
     pad_token_id: int | None = 156892
-    """Row of the embedding that stays zero and gets no gradient."""
+    """Row of the embedding that stays zero and gets no gradient, but from a tied head."""
     eos_token_id: int | tuple[int, ...] | None = 156892
     torch_dtype: DType = "bfloat16"
     """Dtype the weights are published in."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "model")
         self._check_sizes()
+        self._check_limits()
         self._check_attention()
         if self.num_moe_layers or self.num_nextn_predict_layers:
             self._check_experts()
@@ -169,10 +190,11 @@ class ModelConfig:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"model.{name} must be positive, got {getattr(self, name)}")
         for name in (
-            "num_experts", "num_experts_per_tok", "moe_intermediate_size", "num_shared_experts", "n_group",
-            "topk_group", "num_nextn_predict_layers", "mtp_loss_scaling_factor", "initializer_range",
+            "intermediate_size", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "num_shared_experts",
+            "moe_shared_expert_intermediate_size", "n_group", "topk_group", "num_nextn_predict_layers",
+            "mtp_loss_scaling_factor", "initializer_range",
         ):  # fmt: skip
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"model.{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.first_k_dense_replace <= self.num_hidden_layers:
             raise ConfigError(
@@ -193,16 +215,25 @@ class ModelConfig:
                     "set it to an id below vocab_size or to null"
                 )
 
+    def _check_limits(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            limit = _MAX_LAYERS if field.name in ("num_hidden_layers", "num_nextn_predict_layers") else _MAX_SIZE
+            if field.type is not float and isinstance(value, int) and value > limit:
+                raise ConfigError(f"model.{field.name} must be at most {limit}, got {value}")
+
     def _check_attention(self) -> None:
         A, K, D, r = self.num_attention_heads, self.num_key_value_heads, self.head_dim, self.rotated_dim
         if A % K:
             raise ConfigError(f"model.num_key_value_heads {K} does not divide num_attention_heads {A}")
-        if D % 2:
-            raise ConfigError(f"model.head_dim must be even (rotation pairs channels), got {D}")
+        if D % 2 and self.rotary_dim is None:
+            raise ConfigError(ODD_HEAD_DIM.format(D))
         if r > D:
             raise ConfigError(f"model.rotary_dim {r} is larger than head_dim {D}")
         if r <= 0 or r % 2:
             raise ConfigError(f"model.rotary_dim must be positive and even, got {r}")
+        if self.rope_theta <= 1:
+            raise ConfigError(f"model.rope_theta must be greater than 1, got {self.rope_theta}")
 
     def _check_experts(self) -> None:
         E, k, G, kept = self.num_experts, self.num_experts_per_tok, self.n_group, self.topk_group

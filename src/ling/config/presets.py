@@ -157,5 +157,5 @@ def preset(name: str) -> Tree:
     if name not in PRESETS:
         near = difflib.get_close_matches(name, PRESETS, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(PRESETS)}"
-        raise ConfigError(f"unknown preset {name}; {hint}")
+        raise ConfigError(f"unknown preset {name or repr(name)}; {hint}")
     return PRESETS[name]

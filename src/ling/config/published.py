@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ling.config.fields import check_value, declared_types, shown
 from ling.config.model import ModelConfig, RopeScaling
 from ling.errors import ConfigError
 
@@ -48,6 +49,8 @@ _RESOLVED = {
     "num_key_value_heads", "head_dim", "num_shared_experts", "n_group", "topk_group", "rope_theta", "rotary_dim",
     "partial_rotary_factor", "rope_scaling", "rope_parameters", "eos_token_id", "torch_dtype", "dtype",
 }  # fmt: skip
+_RESHAPED = {"rope_scaling", "rope_parameters", "eos_token_id", "torch_dtype", "dtype"}
+"""Those of them that JSON writes in another form than the field's; each is checked where it is converted."""
 
 
 def read_published(config: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
@@ -57,26 +60,11 @@ def read_published(config: Mapping[str, Any], *, where: str = "config.json") -> 
     where   file name for messages
     Raises ConfigError for another architecture, a contradiction, or a setting this network does not have.
     """
-    config = config.get("llm_config") or config
-    _check_architecture(config, where)
-    for key, allowed in _FIXED.items():
-        if key in config and config[key] is not None and config[key] not in allowed:
-            raise ConfigError(f"{where}: {key} = {config[key]!r} is another network; Ling 2.0 has {allowed[0]!r}")
-    # null means the default, but for the padding id: there it means that there is none.
-    fields = {k: config[k] for k in _PLAIN if k in config and (config[k] is not None or k == "pad_token_id")}
-    fields |= _attention_fields(config)
-    fields |= _expert_fields(config)
-    fields |= _rope_fields(config, fields["head_dim"], where)
-    eos = config.get("eos_token_id", _default("eos_token_id"))
-    fields["eos_token_id"] = tuple(eos) if isinstance(eos, list | tuple) else eos
-    fields["torch_dtype"] = _dtype(config, where)
-    ignored = sorted(set(config) - set(_PLAIN) - set(_FIXED) - _SILENT - _RESOLVED)
-    if ignored:
-        logger.warning("%s: ignoring keys without meaning for Ling 2.0: %s", where, ", ".join(ignored))
     try:
-        return ModelConfig(**fields)
-    except TypeError as error:
-        raise ConfigError(f"{where}: a value has the wrong type: {error}") from None
+        return _read(config, where)
+    except ConfigError as error:
+        message = " ".join(str(error).split())  # names quoted from the file may hold line breaks
+        raise ConfigError(f"{where}: {message.removeprefix('model.')}") from None
 
 
 def write_published(model: ModelConfig) -> dict[str, Any]:
@@ -105,16 +93,65 @@ def write_published(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _check_architecture(config: Mapping[str, Any], where: str) -> None:
+def _read(config: Any, where: str) -> ModelConfig:
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"a model's configuration must be an object, got {shown(config)}")
+    config = _section(config, "llm_config") or config
+    _check_architecture(config)
+    _check_types(config)
+    for key, allowed in _FIXED.items():
+        if key in config and config[key] is not None and config[key] not in allowed:
+            raise ConfigError(f"{key} = {shown(config[key])} is another network; Ling 2.0 has {allowed[0]!r}")
+    # null means the default, but for the padding id: there it means that there is none.
+    fields = {k: config[k] for k in _PLAIN if k in config and (config[k] is not None or k == "pad_token_id")}
+    fields |= _attention_fields(config)
+    fields |= _expert_fields(config)
+    fields |= _rope_fields(config, fields["head_dim"])
+    fields |= _context_under_yarn(config, fields["rope_scaling"], where)
+    eos = config.get("eos_token_id", _default("eos_token_id"))
+    fields["eos_token_id"] = tuple(eos) if isinstance(eos, list) else eos
+    fields["torch_dtype"] = _dtype(config)
+    ignored = sorted(set(config) - set(_PLAIN) - set(_FIXED) - _SILENT - _RESOLVED)
+    if ignored:
+        logger.warning("%s: ignoring keys without meaning for Ling 2.0: %s", where, ", ".join(ignored))
+    return ModelConfig(**fields)
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return the object under `key`; an empty one if the key is missing or null."""
+    section = config.get(key)
+    if section is not None and not isinstance(section, Mapping):
+        raise ConfigError(f"{key} must be an object, got {shown(section)}")
+    return section or {}
+
+
+def _check_architecture(config: Mapping[str, Any]) -> None:
     names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise ConfigError(f"architectures must be a list, got {shown(names)}")
     if names and ARCHITECTURE not in names:
-        raise ConfigError(f"{where}: architecture {', '.join(map(str, names))} is not {ARCHITECTURE}")
+        quoted = (name if isinstance(name, str) else shown(name) for name in names)
+        raise ConfigError(f"architecture {', '.join(quoted)} is not {ARCHITECTURE}")
     if not names and config.get("model_type") not in (MODEL_TYPE, "bailing_moe_v2"):
-        raise ConfigError(f"{where}: neither architectures nor model_type says that this is {ARCHITECTURE}")
+        raise ConfigError(f"neither architectures nor model_type says that this is {ARCHITECTURE}")
+
+
+def _check_types(config: Mapping[str, Any]) -> None:
+    """Refuse a value that its field could not hold, before anything is computed from it; null is resolved later."""
+    hints = {**declared_types(ModelConfig), "partial_rotary_factor": float}
+    for key in (*_PLAIN, *_RESOLVED - _RESHAPED):
+        if config.get(key) is not None:
+            check_value(key, config[key], hints[key])
 
 
 def _default(key: str) -> Any:
     return ModelConfig.__dataclass_fields__[key].default
+
+
+def _given(config: Mapping[str, Any], key: str) -> Any:
+    """Return the value under `key`, the default if it is missing or null."""
+    value = config.get(key)
+    return _default(key) if value is None else value
 
 
 def _attention_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,20 +168,25 @@ def _expert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config.get(key, _default(key)) or 0 for key in ("num_shared_experts", "n_group", "topk_group")}
 
 
-def _rope_fields(config: Mapping[str, Any], head_dim: int, where: str) -> dict[str, Any]:
+def _rope_fields(config: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """Resolve rotary width, base and scaling from either generation of spellings."""
-    nested = config.get("rope_parameters") or {}
-    merged = {**nested, **{k: v for k, v in config.items() if v is not None}}
-    theta = merged.get("rope_theta", _default("rope_theta"))
+    nested = _section(config, "rope_parameters")
+    merged = {k: v for k, v in (*nested.items(), *config.items()) if v is not None}
+    _check_types(merged)
     by_dim, by_factor = merged.get("rotary_dim") or None, merged.get("partial_rotary_factor")
-    if by_dim is not None and by_factor is not None and by_dim != int(head_dim * by_factor):
+    if by_factor is not None and not 0 < by_factor <= 1:
+        raise ConfigError(f"partial_rotary_factor must lie between 0 and 1, got {by_factor}")
+    from_factor = None if by_factor is None else int(head_dim * by_factor)
+    if by_dim is not None and from_factor is not None and by_dim != from_factor:
         raise ConfigError(
-            f"{where}: rotary_dim {by_dim} contradicts partial_rotary_factor {by_factor} "
-            f"(of head_dim {head_dim}: {int(head_dim * by_factor)}); keep the right one"
+            f"rotary_dim {by_dim} contradicts partial_rotary_factor {by_factor} "
+            f"(of head_dim {head_dim}: {from_factor}); keep the right one"
         )
-    rotary_dim = by_dim if by_dim is not None else int(head_dim * by_factor) if by_factor is not None else head_dim
-    fields = {"rope_theta": theta, "rotary_dim": rotary_dim, "rope_scaling": _read_rope_scaling(config, where)}
-    return fields | _context_under_yarn(config, fields["rope_scaling"], where)
+    return {
+        "rope_theta": _given(merged, "rope_theta"),
+        "rotary_dim": by_dim if by_dim is not None else from_factor,
+        "rope_scaling": _read_rope_scaling(config),
+    }
 
 
 def _context_under_yarn(config: Mapping[str, Any], scaling: RopeScaling | None, where: str) -> dict[str, int]:
@@ -152,7 +194,7 @@ def _context_under_yarn(config: Mapping[str, Any], scaling: RopeScaling | None, 
     if scaling is None or scaling.original_max_position_embeddings is None:
         return {}
     stretched = int(scaling.factor * scaling.original_max_position_embeddings)
-    if stretched <= config.get("max_position_embeddings", _default("max_position_embeddings")):
+    if stretched <= _given(config, "max_position_embeddings"):
         return {}
     logger.info("%s: YaRN raises max_position_embeddings to %d", where, stretched)
     return {"max_position_embeddings": stretched}
@@ -164,31 +206,30 @@ def _partial_rotary_factor(rotated_dim: int, head_dim: int) -> float:
     return factor if int(head_dim * factor) == rotated_dim else math.nextafter(factor, 2.0)
 
 
-def _read_rope_scaling(config: Mapping[str, Any], where: str) -> RopeScaling | None:
-    raw = config.get("rope_scaling") or config.get("rope_parameters")
-    if not raw:
-        return None
+def _read_rope_scaling(config: Mapping[str, Any]) -> RopeScaling | None:
+    raw = _section(config, "rope_scaling") or _section(config, "rope_parameters")
     kind: Any = raw.get("rope_type") or raw.get("type") or "default"
-    if raw.get("type", kind) != kind:
-        raise ConfigError(f"{where}: rope_scaling.type {raw['type']} contradicts rope_type {kind}")
+    if (raw.get("type") or kind) != kind:
+        raise ConfigError(f"rope_scaling.type {shown(raw['type'])} contradicts rope_type {shown(kind)}")
     if kind == "default":
         return None
     if kind not in ("linear", "yarn"):
-        raise ConfigError(f"{where}: rope_scaling type {kind} is not supported; use linear or yarn")
+        quoted = kind if isinstance(kind, str) else shown(kind)
+        raise ConfigError(f"rope_scaling type {quoted} is not supported; use linear or yarn")
     names = set(RopeScaling.__dataclass_fields__) - {"type"}
     unknown = set(raw) - names - {"type", "rope_type", "rope_theta", "partial_rotary_factor", "rotary_dim"}
     if unknown:
-        raise ConfigError(f"{where}: unknown rope_scaling key {', '.join(sorted(unknown))}")
+        raise ConfigError(f"unknown rope_scaling key {', '.join(sorted(unknown))}")
     # beta_fast/beta_slow: null and 0 mean "not given" in the published rotary code.
     given = {
         key: raw[key]
         for key in names & set(raw)
-        if raw[key] is not None and not (key.startswith("beta") and not raw[key])
+        if raw[key] is not None and not (key.startswith("beta") and raw[key] == 0)
     }
     if kind == "yarn" and "original_max_position_embeddings" not in given:
-        given["original_max_position_embeddings"] = config.get("max_position_embeddings", 32768)
+        given["original_max_position_embeddings"] = _given(config, "max_position_embeddings")
     if "factor" not in given:
-        raise ConfigError(f"{where}: rope_scaling of type {kind} needs a factor")
+        raise ConfigError(f"rope_scaling of type {kind} needs a factor")
     return RopeScaling(type=kind, **given)
 
 
@@ -208,8 +249,10 @@ def _write_rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return out
 
 
-def _dtype(config: Mapping[str, Any], where: str) -> str:
-    name = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
+def _dtype(config: Mapping[str, Any]) -> str:
+    given = (config[key] for key in ("torch_dtype", "dtype") if config.get(key) is not None)
+    value = next(given, _default("torch_dtype"))
+    name = value.removeprefix("torch.") if isinstance(value, str) else shown(value)
     if name not in ("float32", "bfloat16"):
-        raise ConfigError(f"{where}: torch_dtype {name} is not supported; use bfloat16 or float32")
+        raise ConfigError(f"torch_dtype {name} is not supported; use bfloat16 or float32")
     return name

@@ -16,10 +16,14 @@ import pydantic
 import yaml
 
 from ling.config.checks import check_recipe
+from ling.config.fields import shown
 from ling.config.model import ModelConfig
 from ling.config.presets import Tree, preset
 from ling.config.training import DataConfig, OptimConfig, TrainConfig
 from ling.errors import ConfigError
+
+# What yaml.safe_load raises: its own error, and what escapes from its converters (2024-13-01, `!!int x`, `!!bool x`).
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +47,7 @@ def load_recipe(*, preset_name: str | None = None, file: Path | None = None, ove
     tree: Tree = {}
     from_file = _read_yaml(file) if file is not None else {}
     named = from_file.pop("preset", None)
-    chosen = preset_name or named
+    chosen = named if preset_name is None else preset_name
     if chosen is not None:
         _overlay(tree, preset(str(chosen)), f"in preset {chosen}")
     _overlay(tree, from_file, f"in {file}")
@@ -88,13 +92,22 @@ def _overlay(tree: Tree, new: Mapping[str, Any], source: str, into: Any = Recipe
             raise ConfigError(f"unknown key {path} {source}; {_suggest(str(key), fields, prefix)}")
         section = _dataclass_of(fields[key])
         if section is None or value is None:
+            _check_booleans(value, fields[key], f"{path} {source}")
             tree[key] = value
             continue
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{path} {source} is a section, but its value is {value!r}")
+            raise ConfigError(f"{path} {source} is a section, but its value is {shown(value)}")
         below = tree.get(key)
         tree[key] = dict(below) if isinstance(below, Mapping) else {}
         _overlay(tree[key], value, source, section, f"{path}.")
+
+
+def _check_booleans(value: Any, hint: Any, what: str) -> None:
+    """Keep booleans and numbers apart, which pydantic takes for each other."""
+    values = value if isinstance(value, list | tuple) else [value]
+    if value is not None and any(isinstance(v, bool) for v in values) != (hint is bool):
+        expected = "must be true or false" if hint is bool else "must not be a boolean"
+        raise ConfigError(f"{what} {expected}, got {shown(value)}")
 
 
 def _dataclass_of(hint: Any) -> Any:
@@ -123,8 +136,8 @@ def _parse_override(text: str) -> Tree:
         raise ConfigError(f"override {text!r} is not of the form section.key=value")
     try:
         leaf: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"the value of {path}, {value!r}, is not valid YAML; quote it") from None
+    except _YAML_ERRORS:
+        raise ConfigError(f"the value of {path}, {shown(value)}, is not valid YAML; quote it") from None
     for key in reversed(path.split(".")):
         leaf = {key: leaf}
     return typing.cast(Tree, leaf)
@@ -135,7 +148,9 @@ def _read_yaml(file: Path) -> Tree:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read recipe {file}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"recipe {file} is nested too deeply") from None
+    except _YAML_ERRORS as error:
         raise ConfigError(f"recipe {file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise ConfigError(f"recipe {file} must be a mapping of sections, not {type(content).__name__}")
@@ -151,7 +166,7 @@ def _validate(tree: Tree) -> Recipe:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function", "tuple")))
-        raise ConfigError(f"{path} = {first['input']!r}: {first['msg']}") from None
+        raise ConfigError(f"{path} = {shown(first['input'])}: {first['msg']}") from None
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ling.config.fields import check_fields
 from ling.errors import ConfigError
 
 
@@ -10,7 +11,7 @@ class DataConfig:
     """What a run reads."""
 
     dialogue_fraction: float = 0.8
-    """Share of tokens in generated dialogues; the rest are pieces of the built-in books."""
+    """Share of a step's tokens for generated dialogues, which they do not quite fill; the rest are pieces of books."""
     dialogue_level: int = 1
     """1: what minutes of training can learn; 2: larger numbers and more tools as well."""
     conversation_fraction: float = 0.3
@@ -21,6 +22,7 @@ class DataConfig:
     """Share of book documents kept from training, chosen by hash, so it never moves."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data")
         for name in ("dialogue_fraction", "conversation_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} must lie between 0 and 1, got {getattr(self, name)}")
@@ -52,8 +54,10 @@ class OptimConfig:
     """Weight of the mean squared log-sum-exp of the router logits, summed over layers."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ConfigError(f"optim.lr must be positive, got {self.lr}")
+        check_fields(self, "optim")
+        for name in ("lr", "eps"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"optim.{name} must be positive, got {getattr(self, name)}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -87,6 +91,7 @@ class TrainConfig:
     """Stop, with everything written, after this wall time; 0: no limit."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "train")
         for name in ("steps", "tokens_per_step", "checkpoint_every", "average_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")

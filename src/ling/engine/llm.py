@@ -23,6 +23,9 @@ from ling.errors import CheckpointError, RequestError
 from ling.model import CausalLM
 from ling.tokenizer import Tokenizer, encode_chat
 
+MOST_DRAFTS = 16
+"""Every draft costs a pass of the MTP layer, and hardly one so far ahead is accepted."""
+
 Prompt = str | SequenceOf[int]
 Message = Mapping[str, Any]
 
@@ -40,6 +43,10 @@ class LLM:
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}: "
                 "they do not belong together"
             )
+        if not 0 <= num_drafts <= MOST_DRAFTS:
+            raise RequestError(f"num_drafts must lie between 0 and {MOST_DRAFTS}, got {num_drafts}")
+        if max_batch < 1:
+            raise RequestError(f"max_batch must be at least 1, got {max_batch}")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.num_drafts = num_drafts if model.config.num_nextn_predict_layers else 0
@@ -49,10 +56,21 @@ class LLM:
         """Of the last call."""
 
     @classmethod
-    def load(cls, directory: Path | str, *, dtype: torch.dtype | None = None, **options: Any) -> "LLM":
-        """Open a checkpoint directory with its tokenizer; on a CPU the default is to compute in float32."""
+    def load(
+        cls,
+        directory: Path | str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> "LLM":
+        """Open a checkpoint directory with its tokenizer.
+
+        dtype  that weights are held and computed in; None: float32 on a CPU, elsewhere as published
+        """
         directory = Path(directory)
-        model = load_model(directory, dtype=dtype or torch.float32)
+        on_cpu = torch.device(device).type == "cpu"
+        model = load_model(directory, dtype=dtype or (torch.float32 if on_cpu else None), device=device)
         return cls(model, Tokenizer.from_directory(directory), **options)
 
     def generate(self, prompts: SequenceOf[Prompt], params: SamplingParams | None = None) -> list[Completion]:
@@ -123,7 +141,9 @@ class LLM:
         while active:
             before = [len(s.tokens) for s in sequences]
             self._step(runner, active, new)
-            self.stats.seconds = time.perf_counter() - start
+            now = time.perf_counter()
+            self.stats.seconds += now - start
+            start = now
             yield [s.tokens[n:] for s, n in zip(sequences, before)]
             active = [s for s in active if s.finish_reason is None]
             new = [[s.tokens[-1], *s.drafts] for s in active]

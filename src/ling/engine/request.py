@@ -5,6 +5,9 @@ from typing import Literal
 
 from ling.errors import RequestError
 
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
+"""Below, logits overflow when they are divided by it; above, text is noise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -22,8 +25,11 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise RequestError(f"temperature must not be negative, got {self.temperature}")
+        if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE):
+            raise RequestError(
+                f"temperature must be 0 (always the most likely token) or between {LEAST_TEMPERATURE:g} and "
+                f"{MOST_TEMPERATURE:g}, got {self.temperature}"
+            )
         if self.top_k < 0:
             raise RequestError(f"top_k must not be negative, got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -72,7 +78,7 @@ class GenerationStats:
 
     seconds: float = 0.0
     steps: int = 0
-    """Forward passes of the main layers after the prompts."""
+    """Forward passes of the main layers, those over the prompts included."""
     tokens: int = 0
     """Tokens generated."""
     drafted: int = 0

@@ -16,7 +16,7 @@ def negative_log_likelihoods(model: CausalLM, sequences: Sequence[Sequence[int]]
     """Return, per sequence of n >= 1 tokens, the nats of its tokens 1 to n - 1 given those before: n - 1 numbers."""
     results: list[list[float]] = []
     for group in _groups(sequences):
-        tokens, positions, batch = pack(group)
+        tokens, positions, batch = pack(group, device=model.model.word_embeddings.weight.device)
         labels = torch.full_like(tokens, IGNORE)
         labels[:-1] = tokens[1:]
         ends = batch.rows.cu_seqlens[1:].to(torch.int64) - 1

@@ -42,14 +42,16 @@ class PackedBatch:
         return attention(q, k, v, self.rows, self.rows)
 
 
-def pack(documents: Sequence[Sequence[int]], *, mtp_depth: int = 0) -> tuple[Tensor, Tensor, PackedBatch]:
+def pack(
+    documents: Sequence[Sequence[int]], *, mtp_depth: int = 0, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, PackedBatch]:
     """Lay documents side by side.
 
     documents  B lists of token ids
     return     tokens (N,), positions (N,) that restart in each document, and the batch with its `mtp_ids`
     """
-    rows = Ragged([len(d) for d in documents])
-    tokens = torch.tensor([t for d in documents for t in d], dtype=torch.int64)
+    rows = Ragged([len(d) for d in documents], device)
+    tokens = torch.tensor([t for d in documents for t in d], dtype=torch.int64, device=device)
     mtp_ids = shift_within(tokens, rows, mtp_depth, fill=0) if mtp_depth else None
     return tokens, rows.index_in_sequence, PackedBatch(rows, mtp_ids)
 

@@ -1,6 +1,6 @@
 """Many steps: data in, reports out, checkpoints on the way, the mean of the last snapshots at the end."""
 
-import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +17,23 @@ from ling.model import CausalLM, init_weights
 from ling.optim.adamw import build_adamw
 from ling.train.averaging import is_snapshot_step
 from ling.train.batch import TrainBatch
+from ling.train.files import (
+    CHECKPOINTS_NAME,
+    METRICS_NAME,
+    checkpoint_path,
+    latest_checkpoint,
+    list_checkpoints,
+    metrics_line,
+    read_metrics,
+    write_metrics,
+)
 from ling.train.interrupt import stop_on_signal
 from ling.train.metrics import RouterTelemetry, router_telemetry, worst
-from ling.train.state import TrainState, latest_checkpoint
+from ling.train.state import TrainState, read_fact
 from ling.train.step import train_step
+from ling.train.stopwatch import Stopwatch
+
+logger = logging.getLogger(__name__)
 
 KEEP_CHECKPOINTS = 2
 
@@ -39,8 +52,8 @@ class StepReport:
     lr: float
     tokens: int
     step_seconds: float
-    balance: RouterTelemetry
-    """The worst layer's."""
+    balance: RouterTelemetry | None
+    """The worst layer's; None without sparse layers."""
     counts: dict[int, Tensor]
 
 
@@ -65,30 +78,38 @@ class Training:
         generator = torch.Generator().manual_seed(recipe.train.seed)
         model = init_weights(CausalLM(recipe.model), generator)
         self.state = TrainState(model, build_adamw(model, recipe.optim))
-        self.seconds = 0.0
-        """Spent in steps, resumed runs included."""
+        self.stopwatch = Stopwatch()
 
     @property
     def checkpoints(self) -> Path:
-        return self.directory / "checkpoints"
+        return self.directory / CHECKPOINTS_NAME
+
+    @property
+    def metrics(self) -> Path:
+        return self.directory / METRICS_NAME
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the loop, checkpoints and earlier parts of a resumed run included."""
+        return self.stopwatch.seconds
 
     def resume(self) -> int:
         """Take over the latest checkpoint, if there is one; return the number of updates done."""
         if (latest := latest_checkpoint(self.checkpoints)) is not None:
             source = DcpSource(latest)
             self.state.restore(source)
-            self.seconds = source.facts()["seconds"]
-            self._truncate_metrics()
+            self.stopwatch = Stopwatch(read_fact(source, "seconds", float))
+        self._truncate_metrics()
         return self.state.step
 
     def run(self) -> Iterator[StepReport]:
         """Do the remaining steps, reporting each; the weights end as the mean of the snapshots.
 
         Ctrl-C, SIGTERM and closing the iterator early leave a checkpoint of the last whole step; the first two then
-        raise KeyboardInterrupt.
+        raise KeyboardInterrupt. A step that diverges raises TrainingError and leaves the checkpoints before it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as log, stop_on_signal() as stop:
+        with self.metrics.open("a", encoding="utf-8") as log, stop_on_signal() as stop, self.stopwatch.running():
             while self.state.step < self.recipe.train.steps and not self._out_of_time():
                 report = self._step()
                 log.write(_as_line(report))
@@ -104,13 +125,13 @@ class Training:
                     self.save()
                     raise KeyboardInterrupt
         self.save()
-        self.state.snapshots.copy_to(self.state.model)
+        self._average()
 
     def save(self) -> Path:
         """Write a checkpoint of the current step, and forget all but the newest few."""
-        target = self.checkpoints / f"step_{self.state.step:06d}"
+        target = checkpoint_path(self.checkpoints, self.state.step)
         self._save_to(target)
-        for old in sorted(self.checkpoints.glob("step_*"))[:-KEEP_CHECKPOINTS]:
+        for old in list_checkpoints(self.checkpoints)[:-KEEP_CHECKPOINTS]:
             shutil.rmtree(old, ignore_errors=True)
         return target
 
@@ -133,7 +154,6 @@ class Training:
         result = train_step(self.state.model, self.state.optimizer, batch, self.recipe, self.state.step)
         self.state.step += 1
         seconds = time.perf_counter() - start
-        self.seconds += seconds
         if is_snapshot_step(self.state.step, self.recipe.train, self.seconds):
             self.state.snapshots.add(self.state.model)
         return StepReport(
@@ -151,19 +171,30 @@ class Training:
         )
 
     def _out_of_time(self) -> bool:
+        """Whether `max_minutes` is used up; a run does one step at least."""
         limit = self.recipe.train.max_minutes
-        return bool(limit) and self.seconds > 60 * limit
+        return bool(limit and self.state.step) and self.seconds > 60 * limit
+
+    def _average(self) -> None:
+        """Overwrite the weights with the mean of the snapshots, if any were taken."""
+        if self.recipe.train.average_last and not self.state.snapshots.count:
+            logger.warning(
+                "train.max_minutes %g ended the run before the first snapshot: the weights are those of the last step, "
+                "not averaged",
+                self.recipe.train.max_minutes,
+            )
+        self.state.snapshots.copy_to(self.state.model)
 
     def _truncate_metrics(self) -> None:
         """Drop lines of steps that the checkpoint does not know: they are going to be done again."""
-        path = self.directory / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= self.state.step]
-            path.write_text("".join(kept), encoding="utf-8")
+        kept = [line for line in read_metrics(self.metrics) if line["step"] <= self.state.step]
+        if len(kept) < self.state.step:
+            logger.warning("%s holds only %d of the %d steps done", self.metrics, len(kept), self.state.step)
+        if self.metrics.exists():
+            write_metrics(self.metrics, kept)
 
 
 def _as_line(report: StepReport) -> str:
     values = asdict(report)
     values["counts"] = {layer: counts.tolist() for layer, counts in report.counts.items()}
-    return json.dumps(values) + "\n"
+    return metrics_line(values)

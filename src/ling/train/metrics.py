@@ -37,9 +37,11 @@ def router_telemetry(counts: Tensor) -> RouterTelemetry:
     )
 
 
-def worst(layers: Mapping[int, RouterTelemetry]) -> RouterTelemetry:
-    """Return the least balanced value of each number over all layers."""
+def worst(layers: Mapping[int, RouterTelemetry]) -> RouterTelemetry | None:
+    """Return the least balanced value of each number over all layers; None if there are no sparse layers."""
     values = list(layers.values())
+    if not values:
+        return None
     return RouterTelemetry(
         max_violation=max(t.max_violation for t in values),
         load_cv=max(t.load_cv for t in values),

@@ -2,16 +2,19 @@
 batches are a function of the seed and the step, and no random numbers are drawn in between.
 """
 
-from pathlib import Path
-from typing import Any
+import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ling.checkpoint.dcp import DcpSource
+from ling.checkpoint.dcp import FACTS_NAME, DcpSource
 from ling.checkpoint.layout import MODEL_PREFIX
+from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.train.averaging import SnapshotMean
+
+Number = TypeVar("Number", int, float)
 
 
 class TrainState:
@@ -35,9 +38,8 @@ class TrainState:
         return {"step": self.step, "snapshots": self.snapshots.count}
 
     def restore(self, source: DcpSource) -> None:
-        """Take over a checkpoint of the same model; CheckpointError if tensors are missing or of another shape."""
-        facts = source.facts()
-        self.step, self.snapshots.count = facts["step"], facts["snapshots"]
+        """Take over a checkpoint of the same model; CheckpointError if anything is missing or of another shape."""
+        self.step, self.snapshots.count = read_fact(source, "step", int), read_fact(source, "snapshots", int)
         wanted = {MODEL_PREFIX + name: value for name, value in self.model.state_dict().items()}
         if self.step:
             wanted |= self._empty_moments()
@@ -61,7 +63,12 @@ class TrainState:
         return named
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
-    """Return the checkpoint of `directory` with the highest step, or None."""
-    found = [p for p in directory.glob("step_*") if p.name.removeprefix("step_").isdigit()]
-    return max(found, key=lambda p: int(p.name.removeprefix("step_")), default=None)
+def read_fact(source: DcpSource, key: str, kind: type[Number]) -> Number:
+    """Return one of the numbers beside the tensors of a training checkpoint; none of them is negative."""
+    value = source.facts().get(key)
+    if type(value) is not kind or not 0 <= value < math.inf:
+        raise CheckpointError(
+            f"{source.directory / FACTS_NAME} has {key} = {value!r}, not a number that training wrote; copy the "
+            "checkpoint again, or remove it to resume from the one before"
+        )
+    return value

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ling.config.recipe import Recipe
+from ling.errors import TrainingError
 from ling.model import CausalLM
 from ling.optim.adamw import set_lr
 from ling.optim.expert_bias import update_expert_biases
@@ -29,12 +30,20 @@ class StepResult:
 def train_step(
     model: CausalLM, optimizer: torch.optim.Optimizer, batch: TrainBatch, recipe: Recipe, step: int
 ) -> StepResult:
-    """Apply update `step`, counted from 0: forward, backward, clip, AdamW, expert biases."""
+    """Apply update `step`, counted from 0: forward, backward, clip, AdamW, expert biases.
+
+    Raises TrainingError, with the weights as they were, if the loss or the gradient is not finite.
+    """
     optim = recipe.optim
     output = model(batch.tokens, batch.positions, batch.attention)
     losses = compute_loss(model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss)
     losses.total.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
+    if not (losses.total.isfinite() and norm.isfinite()):
+        raise TrainingError(
+            f"training diverges: at step {step + 1} the loss is {losses.total.item():g} and the gradient norm "
+            f"{norm.item():g}; begin again with optim.lr below {optim.lr:g}"
+        )
     lr = lr_at(step, optim)
     set_lr(optimizer, lr)
     optimizer.step()

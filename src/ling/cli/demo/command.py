@@ -1,7 +1,5 @@
 """The `ling demo` command: arguments, the run's directory, and what is printed at the end."""
 
-import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,19 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from ling.cli.demo.directory import DEFAULT_OUT, RunDirectory
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
     from ling.config.recipe import Recipe
 
-RECIPE_NAME = "recipe.json"
-REPORT_NAME = "report.json"
-
 
 def demo(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...")] = None,
-    out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Directory of the run.")] = DEFAULT_OUT,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe in place of the demo preset.")] = None,
     seed: Annotated[int | None, typer.Option(help="Same as train.seed=N.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
@@ -29,70 +26,38 @@ def demo(
     chat: Annotated[bool, typer.Option(help="Open a chat at the end, if there is a terminal.")] = True,
 ) -> None:
     """Train a small Ling MoE on real text, convert it, measure it, and talk to it. About five minutes; no download."""
-    console = Console(stderr=True)
-    resolved = _resolve(
-        out,
-        recipe,
-        [*(overrides or []), *([f"train.seed={seed}"] if seed is not None else [])],
-        resume,
-        restart,
-    )
+    run = RunDirectory(out)
+    settings = [*(overrides or []), *([f"train.seed={seed}"] if seed is not None else [])]
+    resolved = _resolve(run, recipe, settings, resume=resume, restart=restart)
     from ling.cli.demo.pipeline import run_pipeline
 
     try:
-        report, llm = run_pipeline(resolved, out, console, resume=resume)
+        report, llm = run_pipeline(resolved, run, Console(stderr=True), resume=resume)
     except KeyboardInterrupt:
-        console.print(f"\ninterrupted; nothing is lost: continue with [bold]ling demo --resume{_out_flag(out)}[/]")
+        print(f"\ninterrupted; {run.how_to_go_on()}", file=sys.stderr)
         raise typer.Exit(130) from None
-    _print_summary(report, out)
+    _print_summary(report, run.page)
     if chat and sys.stdin.isatty() and sys.stdout.isatty():
         from ling.cli.chat import converse
 
         converse(llm)
 
 
-def _resolve(out: Path, file: Path | None, overrides: list[str], resume: bool, restart: bool) -> "Recipe":
-    """Return the recipe of this run and leave `out` ready for it."""
-    from ling.config.recipe import load_recipe, recipe_from_tree, recipe_tree
+def _resolve(run: RunDirectory, file: Path | None, overrides: list[str], *, resume: bool, restart: bool) -> "Recipe":
+    """Return the recipe of this run; ConfigError if `run` has no room for it, or nothing to resume."""
+    from ling.config.recipe import load_recipe
 
-    stored = out / RECIPE_NAME
     if resume:
-        if not stored.exists():
-            raise ConfigError(f"there is no run to resume in {out}; start one with ling demo{_out_flag(out)}")
-        if overrides or file:
-            raise ConfigError("--resume continues with the recipe the run began with; leave other settings out")
-        return recipe_from_tree(json.loads(stored.read_text(encoding="utf-8")))
+        resolved = run.read_recipe()
+        if overrides or file or restart:
+            raise ConfigError("--resume continues with the recipe the run began with; leave all other arguments out")
+        return resolved
     resolved = load_recipe(preset_name=None if file else "demo", file=file, overrides=overrides)
-    if stored.exists():
-        finished = (out / REPORT_NAME).exists()
-        if not finished and not restart:
-            raise ConfigError(
-                f"{out} holds an interrupted run: continue it with ling demo --resume{_out_flag(out)}, "
-                "or discard it with --restart"
-            )
-        _set_aside(out, keep=finished)
-    elif out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty and not a run of ling demo; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    stored.write_text(json.dumps(recipe_tree(resolved), indent=2) + "\n", encoding="utf-8")
+    run.check_room(restart=restart)
     return resolved
 
 
-def _set_aside(out: Path, *, keep: bool) -> None:
-    """Make room for a new run; a finished one stays beside it as NAME.previous."""
-    if not keep:
-        shutil.rmtree(out)
-        return
-    previous = out.with_name(f"{out.name}.previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    out.rename(previous)
-
-
-def _out_flag(out: Path) -> str:
-    return "" if out == Path("runs/demo") else f" --out {out}"
-
-
-def _print_summary(report: dict[str, Any], out: Path) -> None:
+def _print_summary(report: dict[str, Any], page: Path) -> None:
     console = Console()
     for title, rows in (("promise", report["promises"]), ("task", report["tasks"])):
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -106,11 +71,13 @@ def _print_summary(report: dict[str, Any], out: Path) -> None:
                 table.add_row(row["task"], f"{row['correct']}", f"{row['total']}", f"{row['percent']:.0f} %")
         console.print(table)
         console.print()
-    speculation = report["speculation"]
-    console.print(
-        f"MTP drafting: {speculation['speedup']:.2f}x the speed of plain decoding, "
-        f"{speculation['acceptance_percent']:.0f} % of drafts accepted"
-    )
-    for sample in report["samples"]:
-        console.print(f"[bold]{sample['prompt']}[/]  {sample['answer']}", highlight=False)
-    console.print(f"\nreport: {out / 'report.html'}")
+    if speculation := report["speculation"]:
+        console.print(
+            f"MTP drafting: {speculation['speedup']:.2f}x the speed of plain decoding, "
+            f"{speculation['acceptance_percent']:.0f} % of drafts accepted"
+        )
+    else:
+        console.print("MTP drafting: this model has no MTP layer")
+    for sample in report["samples"]:  # Text: what a model says is no markup
+        console.print(Text.assemble((sample["prompt"], "bold"), "  ", sample["answer"]))
+    print(f"\nreport: {page}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ling.checkpoint.pieces import TOKENIZER_DIRECTORY
+from ling.cli.demo.directory import RunDirectory
 from ling.cli.demo.evaluate import (
     Speculation,
     compare_speculation,
@@ -24,14 +24,16 @@ from ling.cli.demo.evaluate import (
 )
 from ling.cli.demo.export import export_all
 from ling.cli.demo.prepare import prepare
-from ling.cli.demo.report import read_history, write_report
+from ling.cli.demo.report import write_report
 from ling.cli.demo.training import train
 from ling.config.recipe import Recipe, recipe_tree
 from ling.data.dialogues import answer_text
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
+from ling.errors import CheckpointError
 from ling.eval.tasks import TaskResult
 from ling.scaling.parameters import count_parameters
+from ling.train.files import read_metrics
 from ling.version import __version__
 
 SAMPLE_PROMPTS = (
@@ -60,32 +62,35 @@ class Stages:
         self.seconds[name] = time.perf_counter() - start
 
 
-def run_pipeline(recipe: Recipe, out: Path, console: Console, *, resume: bool) -> tuple[dict[str, Any], LLM]:
+def run_pipeline(recipe: Recipe, run: RunDirectory, console: Console, *, resume: bool) -> tuple[dict[str, Any], LLM]:
     """Do everything; return the report and the engine over the BF16 export."""
-    # Tensors this small gain a quarter from a second thread on an idle machine and lose half on a busy one. One
-    # thread also gives the same bits on machines with any number of cores.
+    # One thread gives the same bits with any number of cores. A second one would gain little on tensors this small,
+    # and on a busy machine the two wait for each other.
     torch.set_num_threads(1)
     stages = Stages()
     with stages.stage("tokenizer and books"), console.status("training a tokenizer, reading the books"):
-        prepared = prepare(recipe, out / TOKENIZER_DIRECTORY)
+        prepared = prepare(recipe, run.tokenizer if resume else None)
+        if not resume:
+            run.begin(recipe)
+        prepared.keep_tokenizer(run.tokenizer)
     with stages.stage("training"):
-        training = train(recipe, out, prepared, console, resume=resume)
+        training = train(recipe, run.path, prepared, console, resume=resume)
+    history = _read_history(run)
     stages.seconds["training"] = max(stages.seconds["training"], training.seconds)  # earlier parts of a resumed run
     with (
         stages.stage("checkpoint, conversion, checks"),
         console.status("writing and checking FP32, BF16 and FP8"),
     ):
-        training.save_final(out / "final")
-        exported = export_all(out / "final", out / "export")
+        training.save_final(run.final)
+        exported = export_all(run.final, run.export)
     llm = LLM(exported["bfloat16"].model, prepared.tokenizer)
     with stages.stage("held-out tasks"), console.status("answering held-out prompts"):
         tasks = run_tasks(llm, recipe.data.dialogue_level)
     with stages.stage("held-out text"), console.status("reading held-out text"):
         text = measure_text(exported, prepared)
     with stages.stage("speculation"), console.status("decoding with and without drafting"):
-        speculation = compare_speculation(llm)
+        speculation = compare_speculation(llm) if recipe.model.num_nextn_predict_layers else None
         samples = _samples(llm)
-    history = read_history(out / "metrics.jsonl")
     report = {
         "when": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["ling", *sys.argv[1:]]),
@@ -98,13 +103,22 @@ def run_pipeline(recipe: Recipe, out: Path, console: Console, *, resume: bool) -
         "gated_percent": gated_percent(tasks),
         "bits_per_byte": text,
         "exports": [e.summary() for e in exported.values()],
-        "speculation": _speculation_row(speculation),
+        "speculation": None if speculation is None else _speculation_row(speculation),
         "samples": samples,
         "seconds": {**stages.seconds, "in all": sum(stages.seconds.values())},
     }
     report["promises"] = _promises(report)
-    write_report(out, report, history)
+    write_report(run, report, history)
     return report, llm
+
+
+def _read_history(run: RunDirectory) -> list[dict[str, Any]]:
+    if not (history := read_metrics(run.metrics)):
+        raise CheckpointError(
+            f"{run.metrics} holds no steps of a run that has done them all; "
+            f"bring it back, or start anew with {run.command('--restart')}"
+        )
+    return history
 
 
 def _promises(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -131,9 +145,10 @@ def _promises(report: dict[str, Any]) -> list[dict[str, Any]]:
             f"within {FP8_TOLERANCE_PERCENT:.0f} %",
             abs(loss_percent) <= FP8_TOLERANCE_PERCENT,
         ),
-        ("same text with MTP drafting", "yes" if report["speculation"]["same_text"] else "no", "yes",
-         report["speculation"]["same_text"]),
-    ]  # fmt: skip
+    ]
+    if report["speculation"]:
+        same = report["speculation"]["same_text"]
+        rows.append(("same text with MTP drafting", "yes" if same else "no", "yes", same))
     if report["recipe"]["train"]["max_minutes"]:  # a recipe without a limit promises no time
         rows.append(
             ("time in all", f"{minutes:.1f} min", f"under {LONGEST_MINUTES:.0f} min", minutes < LONGEST_MINUTES)
@@ -178,7 +193,9 @@ def _model_numbers(recipe: Recipe) -> dict[str, str]:
         "parameters": f"{counts.total_with_mtp:,}",
         "of them in MTP": f"{counts.total_with_mtp - counts.total:,}",
         "activated per token, without embedding and head": f"{counts.activated_without_embedding_and_head:,}",
-        "experts per token": f"{model.num_experts_per_tok} of {model.num_experts}, and a shared one",
+        "experts per token": f"{model.num_experts_per_tok} of {model.num_experts}, and a shared one"
+        if model.first_k_dense_replace < model.num_hidden_layers
+        else "none",
         "layers": f"{model.num_hidden_layers}, the first {model.first_k_dense_replace} dense; "
         f"{model.num_nextn_predict_layers} MTP",
         "hidden size": str(model.hidden_size),

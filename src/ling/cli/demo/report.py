@@ -11,28 +11,26 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ling.cli.demo.directory import RunDirectory
+
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _HEAT_COLUMNS = 80
 
 
-def read_history(metrics: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl`."""
-    return [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-
-
-def write_report(out: Path, report: dict[str, Any], history: list[dict[str, Any]]) -> None:
-    """Write both files into `out`."""
+def write_report(run: RunDirectory, report: dict[str, Any], history: list[dict[str, Any]]) -> None:
+    """Write both files; a model without experts gets no pictures of them."""
+    sparse = bool(history[0]["counts"])
     figures = {
         "losses": _loss_curves(history),
-        "loads": _load_maps(history),
-        "balance": _balance_curves(history),
+        "loads": _load_maps(history) if sparse else None,
+        "balance": _balance_curves(history) if sparse else None,
     }
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    (out / "report.html").write_text(template.render(report=report, figures=figures), encoding="utf-8")
-    (out / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    run.page.write_text(template.render(report=report, figures=figures), encoding="utf-8")
+    run.report.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _loss_curves(history: list[dict[str, Any]]) -> str:

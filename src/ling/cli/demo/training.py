@@ -53,6 +53,7 @@ def _status(recent: deque[StepReport]) -> str:
     last, n = recent[-1], len(recent)
     loss = sum(r.loss for r in recent) / n
     speed = sum(r.tokens for r in recent) / sum(r.step_seconds for r in recent)
-    balance = f"busiest expert {1 + last.balance.max_violation:.1f}x mean, {last.balance.dead_experts} idle"
     mtp = f"  mtp {sum(r.mtp_losses[0] for r in recent) / n:.3f}" if last.mtp_losses else ""
-    return f"loss {loss:.3f}{mtp}  {speed:,.0f} tok/s  {balance}"
+    busiest = f"  busiest expert {1 + last.balance.max_violation:.1f}x mean" if last.balance else ""
+    idle = f", {last.balance.dead_experts} idle" if last.balance else ""
+    return f"loss {loss:.3f}{mtp}  {speed:,.0f} tok/s{busiest}{idle}"

@@ -1,0 +1,98 @@
+"""The directory of a demo: whether a new run may begin there, and what an interrupted one left."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ling.errors import ConfigError
+from ling.train.files import CHECKPOINTS_NAME, METRICS_NAME, checkpoint_step, latest_checkpoint
+
+if TYPE_CHECKING:
+    from ling.config.recipe import Recipe
+
+DEFAULT_OUT = Path("runs/demo")
+
+
+class RunDirectory:
+    """Where a run keeps its files. Nothing is written or moved before `begin`."""
+
+    def __init__(self, out: Path) -> None:
+        self.path = out.resolve()
+        self.begun = False
+        """Whether what is in here belongs to this run, rather than to one before it."""
+        self._out_flag = "" if out == DEFAULT_OUT else f" --out {shlex.quote(str(out))}"
+        self.recipe = self.path / "recipe.json"
+        self.tokenizer = self.path / "tokenizer"
+        self.checkpoints = self.path / CHECKPOINTS_NAME
+        self.metrics = self.path / METRICS_NAME
+        self.final = self.path / "final"
+        self.export = self.path / "export"
+        self.report = self.path / "report.json"
+        self.page = self.path / "report.html"
+
+    def command(self, flag: str = "") -> str:
+        """Return what a person types to come back here."""
+        return f"ling demo{flag and ' '}{flag}{self._out_flag}"
+
+    def read_recipe(self) -> "Recipe":
+        """Return the recipe that the run began with; CheckpointError if it is damaged."""
+        from ling.checkpoint.source import read_json
+        from ling.config.recipe import recipe_from_tree, recipe_tree
+
+        if not self.recipe.exists():
+            raise ConfigError(f"there is no run to resume in {self.path}; start one with {self.command()}")
+        tree = read_json(self.recipe)
+        recipe = recipe_from_tree(tree)
+        if lost := sorted(recipe_tree(recipe).keys() - tree.keys()):
+            raise ConfigError(f"{self.recipe} lacks {', '.join(lost)}; start anew with {self.command('--restart')}")
+        self.begun = True
+        return recipe
+
+    def check_room(self, *, restart: bool) -> None:
+        """Refuse a new run where an interrupted one, or something else, would be lost."""
+        if self.recipe.exists():
+            if self._is_interrupted() and not restart:
+                raise ConfigError(
+                    f"{self.path} holds an interrupted run: continue it with {self.command('--resume')}, "
+                    "or discard it with --restart"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path} is not empty and not a run of ling demo; choose another --out")
+
+    def begin(self, recipe: "Recipe") -> None:
+        """Make room for a new run and write its recipe; a finished one stays beside it as NAME.previous."""
+        from ling.config.recipe import recipe_tree
+
+        if self.report.exists():
+            previous = self.path.with_name(f"{self.path.name}.previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            self.path.rename(previous)
+        self._clear()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.recipe.write_text(json.dumps(recipe_tree(recipe), indent=2) + "\n", encoding="utf-8")
+        self.begun = True
+
+    def how_to_go_on(self) -> str:
+        """Say what an interruption left on disk, and what to type next."""
+        if not self.begun:
+            return f"nothing had been written yet; start again with {self.command()}"
+        if (latest := latest_checkpoint(self.checkpoints)) is None:
+            return f"no checkpoint had been written yet; {self.command('--resume')} starts from the beginning"
+        return f"continue after step {checkpoint_step(latest)} with {self.command('--resume')}"
+
+    def _is_interrupted(self) -> bool:
+        """Whether there are steps in here, of a run that has no report."""
+        if self.report.exists():
+            return False
+        return latest_checkpoint(self.checkpoints) is not None or (
+            self.metrics.exists() and self.metrics.stat().st_size > 0
+        )
+
+    def _clear(self) -> None:
+        """Remove what a run leaves, and nothing else."""
+        for directory in (self.tokenizer, self.checkpoints, self.final, self.export, *self.path.glob(".*.partial-*")):
+            shutil.rmtree(directory, ignore_errors=True)
+        for file in (self.metrics, self.report, self.page, self.recipe):
+            file.unlink(missing_ok=True)

@@ -1,0 +1,378 @@
+"""From any checkpoint to any other: the reference's converter cases, round trips, and what is refused."""
+
+import argparse
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tests.golden_cases import GOLDEN
+from torch import Tensor
+
+from ling.checkpoint import load_model, save_model
+from ling.checkpoint.convert import mtp_to_safetensors, to_megatron, to_safetensors, to_training, verify, without_mtp
+from ling.checkpoint.layout import megatron_layout
+from ling.checkpoint.megatron import COMMON_NAME, args_from_config, config_from_args, find_iteration, read_args
+from ling.checkpoint.names import published_pieces
+from ling.checkpoint.pieces import open_pieces
+from ling.checkpoint.save import ExportFormat
+from ling.config import ModelConfig
+from ling.errors import CheckpointError
+from ling.model import CausalLM
+from ling.model.batch import pack
+from ling.testing.models import tiny_config, tiny_model
+from ling.testing.tolerances import GOLDEN as GOLDEN_TOLERANCE
+from ling.testing.tolerances import assert_close
+
+ROOT = Path(__file__).parents[2]
+CASES = ("plain", "two_ranks")
+
+
+def tensors(directory: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            found |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def assert_reference(directory: Path, case: str, tag: str) -> None:
+    """Compare every tensor's name, dtype, shape and bytes with what the published converter wrote."""
+    recorded = json.loads((GOLDEN / f"convert/{case}/expected_{tag}.json").read_text(encoding="utf-8"))
+    expected = {key: told for file in recorded["tensors"].values() for key, told in file.items()}
+    found = tensors(directory)
+    assert found.keys() == expected.keys()
+    for key, told in expected.items():
+        assert str(found[key].dtype) == f"torch.{told['dtype']}", key
+        assert list(found[key].shape) == told["shape"], key
+        assert digest(found[key]) == told["sha256"], key
+
+
+# ---- Megatron to safetensors, as the published converter ----
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_bfloat16_with_mtp(case: str, workers: int, tmp_path: Path) -> None:
+    source = open_pieces(GOLDEN / f"convert/{case}/input")
+    to_safetensors(source, tmp_path / "out", ExportFormat(), max_shard_bytes=20_000, workers=workers)
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 3
+    assert_reference(tmp_path / "out", case, "bf16_mtp")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_without_mtp(case: str, tmp_path: Path) -> None:
+    source = without_mtp(open_pieces(GOLDEN / f"convert/{case}/input"))
+    to_safetensors(source, tmp_path / "out", ExportFormat())
+    assert_reference(tmp_path / "out", case, "bf16")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float8_with_mtp(case: str, tmp_path: Path) -> None:
+    source = open_pieces(GOLDEN / f"convert/{case}/input")
+    to_safetensors(source, tmp_path / "out", ExportFormat(precision="float8"))
+    assert_reference(tmp_path / "out", case, "fp8_mtp")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mtp_on_its_own(case: str, tmp_path: Path) -> None:
+    mtp_to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat())
+    assert_reference(tmp_path / "out", case, "mtp_separate")
+    assert [f.name for f in (tmp_path / "out").glob("*.safetensors")] == ["mtp_layers_parameters.safetensors"]
+    config = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
+    assert [config[k] for k in ("num_hidden_layers", "first_k_dense_replace", "num_nextn_predict_layers")] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_configuration_says_what_the_reference_says(case: str, tmp_path: Path) -> None:
+    to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat())
+    ours = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
+    theirs = json.loads((GOLDEN / f"convert/{case}/expected_bf16_mtp/config.json").read_text(encoding="utf-8"))
+    absent = {"auto_map", "transformers_version"}  # no code goes along, no transformers was used
+    special = {"eos_token_id", "pad_token_id"}  # theirs lie outside the vocabulary, or need the tokenizer
+    factor, width = "partial_rotary_factor", ours["head_dim"]
+    assert int(width * ours[factor]) == int(width * theirs[factor]) == ours["rotary_dim"]
+    for key in theirs.keys() - absent - special - {factor}:
+        assert ours[key] == theirs[key], key
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_converted_model_computes_what_the_reference_computes(case: str, tmp_path: Path) -> None:
+    to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat())
+    model = load_model(tmp_path / "out", dtype=torch.float32)
+    run = load_file(GOLDEN / f"convert/{case}/run_e2e.safetensors")
+    assert not run.keys() & {"in.attention_mask", "in.position_ids"}
+    ids = run["in.input_ids"]
+    tokens, positions, batch = pack(ids.tolist())
+    with torch.no_grad():
+        found = model.logits(model(tokens, positions, batch).hidden)
+    assert_close(found, run["out.logits"].flatten(0, 1), GOLDEN_TOLERANCE, "logits")
+
+
+# ---- round trips ----
+
+
+@pytest.fixture(scope="module")
+def model() -> CausalLM:
+    return tiny_model(seed=4, num_attention_heads=6, num_key_value_heads=2, use_qkv_bias=True).bfloat16()
+
+
+@pytest.fixture
+def published(model: CausalLM, tmp_path: Path) -> Path:
+    save_model(model, tmp_path / "published")
+    return tmp_path / "published"
+
+
+@pytest.mark.parametrize("write", [to_megatron, to_training])
+def test_there_and_back_is_the_same_to_the_bit(write, published: Path, tmp_path: Path) -> None:
+    write(open_pieces(published), tmp_path / "dcp")
+    assert verify(open_pieces(published), tmp_path / "dcp", None) == len(published_pieces(tiny_config_of(published)))
+    to_safetensors(open_pieces(tmp_path / "dcp"), tmp_path / "back", ExportFormat())
+    before, after = tensors(published), tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype, key
+        assert digest(value) == digest(after[key]), key
+    assert any(key.endswith("expert_bias") and value.dtype == torch.float32 for key, value in after.items())
+
+
+def tiny_config_of(directory: Path) -> ModelConfig:
+    return open_pieces(directory).config
+
+
+def test_megatron_keeps_each_group_s_heads_together(published: Path, tmp_path: Path) -> None:
+    """Against the rule of the specification, written out by hand: per group its Q heads, then K, then V."""
+    to_megatron(open_pieces(published), tmp_path / "megatron")
+    config = tiny_config_of(published)
+    A, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    fused = tensors(published)["model.layers.0.attention.query_key_value.weight"]
+    q, k, v = fused.split([A * D, K * D, K * D])
+    per = A // K
+    rows = [
+        part
+        for g in range(K)
+        for part in (q[g * per * D : (g + 1) * per * D], k[g * D : (g + 1) * D], v[g * D : (g + 1) * D])
+    ]
+    from ling.checkpoint.dcp import DcpSource
+
+    stored = DcpSource(tmp_path / "megatron/iter_0000001").read("decoder.layers.0.self_attention.linear_qkv.weight")
+    assert torch.equal(stored, torch.cat(rows))
+
+
+def test_megatron_s_directory_is_complete(published: Path, tmp_path: Path) -> None:
+    to_megatron(open_pieces(published), tmp_path / "megatron")
+    assert (tmp_path / "megatron/latest_checkpointed_iteration.txt").read_text() == "1"
+    iteration = find_iteration(tmp_path / "megatron")
+    assert iteration == tmp_path / "megatron/iter_0000001"
+    assert json.loads((iteration / "metadata.json").read_text())["sharded_backend"] == "torch_dist"
+    common = torch.load(iteration / COMMON_NAME, weights_only=False)
+    assert common["args"].moe_layer_freq == [0, *[1] * (tiny_config_of(published).num_hidden_layers - 1)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"n_group": 0, "topk_group": 0}, {"num_nextn_predict_layers": 0}])
+def test_arguments_give_the_configuration_back(changes: dict) -> None:
+    config = tiny_config(pad_token_id=None, eos_token_id=None, torch_dtype="bfloat16", **changes)
+    again = config_from_args(vars(args_from_config(config)), config.num_nextn_predict_layers, "args")
+    assert again == config_like(config, again)
+
+
+def config_like(config: ModelConfig, other: ModelConfig) -> ModelConfig:
+    """Return `config` with what Megatron's arguments do not hold taken from `other`."""
+    import dataclasses
+
+    names = ("initializer_range", "rotary_dim", "moe_shared_expert_intermediate_size", "rope_scaling")
+    assert config.rotated_dim == other.rotated_dim
+    assert config.shared_expert_dim == other.shared_expert_dim
+    return dataclasses.replace(config, **{name: getattr(other, name) for name in names})
+
+
+def test_a_training_checkpoint_made_from_a_model_starts_a_run(published: Path, tmp_path: Path) -> None:
+    from ling.checkpoint.dcp import DcpSource
+    from ling.config.training import OptimConfig
+    from ling.optim.adamw import build_adamw
+    from ling.train.state import TrainState
+
+    to_training(open_pieces(published), tmp_path / "start")
+    fresh = CausalLM(tiny_config_of(published))
+    state = TrainState(fresh, build_adamw(fresh, OptimConfig()))
+    state.restore(DcpSource(tmp_path / "start"))
+    assert state.step == 0
+    expected = load_model(published, dtype=torch.float32).state_dict()
+    assert all(torch.equal(fresh.state_dict()[name], value) for name, value in expected.items())
+
+
+def test_every_place_of_a_tensor_is_filled_once() -> None:
+    config = tiny_config()
+    layout = megatron_layout(config)
+    filled: dict[str, Tensor] = {}
+    for piece in published_pieces(config):
+        place = layout(piece)
+        whole = filled.setdefault(place.key, torch.zeros(place.shape))
+        place.put(whole, place.get(whole) + 1)
+    assert all(bool((whole == 1).all()) for whole in filled.values())
+
+
+def test_verifying_finds_one_changed_byte(published: Path, tmp_path: Path) -> None:
+    for precision in ("bfloat16", "float8"):
+        export = ExportFormat(precision=precision)
+        target = tmp_path / precision
+        to_safetensors(open_pieces(published), target, export)
+        assert verify(open_pieces(published), target, export) > 100
+        (file,) = target.glob("*.safetensors")
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"is not what .*published holds"):
+            verify(open_pieces(published), target, export)
+
+
+def test_an_interrupted_conversion_goes_on(published: Path, tmp_path: Path) -> None:
+    source, target, done = open_pieces(published), tmp_path / "out", 0
+
+    def interrupt(now: int, total: int) -> None:
+        nonlocal done
+        done = now
+        if now == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_safetensors(source, target, ExportFormat(), max_shard_bytes=50_000, progress=interrupt)
+    assert not target.exists()
+    (partial,) = tmp_path.glob(".out.partial-*")
+    kept = {f.name: f.stat().st_mtime_ns for f in partial.glob("model-*")}
+    assert len(kept) > 2
+    to_safetensors(source, target, ExportFormat(), max_shard_bytes=50_000)
+    assert {name: (target / name).stat().st_mtime_ns for name in kept} == kept
+    assert verify(source, target, ExportFormat())
+    assert not list(tmp_path.glob(".out*"))
+
+
+# ---- what is refused ----
+
+
+class Hostile:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.witness),)
+
+
+def write_common(directory: Path, common: object) -> None:
+    with zipfile.ZipFile(directory / COMMON_NAME, "w") as archive:
+        archive.writestr("common/data.pkl", pickle.dumps(common))
+
+
+@pytest.fixture
+def megatron(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN / "convert/two_ranks/input", tmp_path / "megatron")
+    return tmp_path / "megatron"
+
+
+def test_a_hostile_common_file_runs_nothing(megatron: Path, tmp_path: Path) -> None:
+    args = argparse.Namespace(**read_args(megatron))
+    args.run_me = Hostile(tmp_path / "it-ran")
+    write_common(megatron, {"args": args, "more": [Hostile(tmp_path / "it-ran")]})
+    assert open_pieces(megatron).config.hidden_size == 72
+    assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("common", [{}, [], {"args": {"num_layers": 2}}, {"args": Hostile(Path("it-ran"))}])
+def test_a_common_file_without_arguments_is_named(megatron: Path, common: object) -> None:
+    write_common(megatron, common)
+    with pytest.raises(CheckpointError, match=r"common\.pt has no args"):
+        open_pieces(megatron)
+
+
+def test_a_damaged_common_file_is_named(megatron: Path) -> None:
+    (megatron / COMMON_NAME).write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(CheckpointError, match=r"common\.pt cannot be read"):
+        open_pieces(megatron)
+
+
+def test_missing_arguments_are_named(megatron: Path) -> None:
+    args = argparse.Namespace(**{k: v for k, v in read_args(megatron).items() if k != "seq_length"})
+    write_common(megatron, {"args": args})
+    with pytest.raises(CheckpointError, match=r"lacks args\.seq_length"):
+        open_pieces(megatron)
+
+
+def test_tensors_of_another_shape_are_named(megatron: Path, tmp_path: Path) -> None:
+    args = argparse.Namespace(**{**read_args(megatron), "ffn_hidden_size": 128})
+    write_common(megatron, {"args": args})
+    with pytest.raises(CheckpointError, match=r"linear_fc1\.weight is \(320, 72\)"):
+        to_safetensors(open_pieces(megatron), tmp_path / "out", ExportFormat())
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("where", ["published", ".", "published/inside"])
+def test_a_target_that_would_swallow_the_source_is_refused(published: Path, where: str) -> None:
+    before = digest(torch.frombuffer(bytearray(next(published.glob("*.safetensors")).read_bytes()), dtype=torch.uint8))
+    with pytest.raises(CheckpointError, match="must lie apart"):
+        to_safetensors(open_pieces(published), published.parent / where, ExportFormat(), overwrite=True)
+    after = digest(torch.frombuffer(bytearray(next(published.glob("*.safetensors")).read_bytes()), dtype=torch.uint8))
+    assert before == after
+
+
+def test_only_checkpoints_are_overwritten(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
+        to_safetensors(open_pieces(published), tmp_path / "thesis", ExportFormat(), overwrite=True)
+    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
+    (tmp_path / "file").write_text("words")
+    with pytest.raises(CheckpointError, match="is a file"):
+        to_safetensors(open_pieces(published), tmp_path / "file", ExportFormat(), overwrite=True)
+
+
+def test_only_the_tokenizer_s_files_come_from_its_directory(published: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_model(tiny_model(seed=9), other)
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
+        to_safetensors(open_pieces(published), tmp_path / "out", ExportFormat(), tokenizer=other)
+    (other / "tokenizer.json").write_text("{}")
+    to_safetensors(open_pieces(published), tmp_path / "out", ExportFormat(), tokenizer=other)
+    assert (tmp_path / "out/tokenizer.json").exists()
+    assert verify(open_pieces(published), tmp_path / "out", ExportFormat())
+
+
+def test_weights_that_diverged_are_not_exported(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight has values that are NaN"):
+        save_model(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- the command lines ----
+
+
+def test_the_published_script_takes_every_published_flag(tmp_path: Path) -> None:
+    script = ROOT / "tools/convert_dcp_to_safetensors.py"
+    case = GOLDEN / "convert/two_ranks"
+    command = [
+        sys.executable, str(script), "--checkpoint-path", str(case / "input"), "--target-path", str(tmp_path / "out"),
+        "--megatron-path", "/nowhere", "--force-bf16", "--force-fp8", "--mtp-path", str(tmp_path / "mtp"),
+        "--override-tokenizer-path", str(case / "tokenizer"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = tensors(tmp_path / "out")
+    assert found["model.layers.0.attention.dense.weight"].dtype == torch.float8_e4m3fn
+    assert not any(key.startswith("model.layers.3.") for key in found)
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (case / "tokenizer/tokenizer.json").read_bytes()
+    assert (tmp_path / "mtp/mtp_layers_parameters.safetensors").exists()
