@@ -53,7 +53,7 @@ hostile_text = st.lists(st.sampled_from([*PLAIN_PIECES, *SPECIAL_TOKENS]), max_s
 text = plain_text | hostile_text
 
 json_value: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | text,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
     max_leaves=5,
 )

@@ -86,14 +86,18 @@ def test_a_signal_lets_the_step_end_and_leaves_a_checkpoint(tmp_path: Path, numb
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     def interrupting(step: int) -> TrainBatch:
         if step == 7:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         return read_batch(step)
 
-    with pytest.raises(KeyboardInterrupt):
-        list(Training(recipe(), tmp_path, interrupting).run())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(Training(recipe(), tmp_path, interrupting).run())
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert Training(recipe(), tmp_path, read_batch).resume() == 5
 
 
