@@ -87,6 +87,7 @@ def test_a_signal_lets_the_step_end_and_leaves_a_checkpoint(tmp_path: Path, numb
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+
     def interrupting(step: int) -> TrainBatch:
         if step == 7:
             signal.raise_signal(signal.SIGINT)
