@@ -12,4 +12,9 @@ def open_model(directory: Path | None, *, num_drafts: int) -> "LLM":
     from ling.engine.bundled import bundled_directory
     from ling.engine.llm import LLM
 
-    return LLM.load(directory or bundled_directory(), num_drafts=num_drafts)
+    if directory is None:
+        import torch
+
+        torch.set_num_threads(1)  # its tensors are too small to share: on a busy machine two threads only wait
+        directory = bundled_directory()
+    return LLM.load(directory, num_drafts=num_drafts)
