@@ -14,7 +14,7 @@ from torch import Tensor
 from ling.checkpoint.atomic import atomic_directory
 from ling.checkpoint.dcp import FACTS_NAME
 from ling.checkpoint.dcp_writer import write_pieces
-from ling.checkpoint.layout import megatron_layout, training_layout
+from ling.checkpoint.layout import Layout, megatron_layout, training_layout
 from ling.checkpoint.megatron import COMMON_NAME, FIRST_ITERATION, LATEST_NAME, write_common
 from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.pieces import (
@@ -132,17 +132,9 @@ def to_training(
     _check_target(source, target)
     facts = {"step": 0, "snapshots": 0, "seconds": 0.0, "model": write_published(config)}
     with atomic_directory(target, overwrite=overwrite) as partial:
-        write_pieces(
-            source,
-            partial,
-            training_layout(config),
-            _dtypes(source, dtype),
-            _counter(published_pieces(source.config), progress),
-        )
+        _write_distributed(source, partial, training_layout(config), dtype, progress)
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        if files:
-            (partial / TOKENIZER_DIRECTORY).mkdir()
-            _copy(files, partial / TOKENIZER_DIRECTORY)
+        _copy(files, partial / TOKENIZER_DIRECTORY)
 
 
 def to_megatron(
@@ -165,18 +157,10 @@ def to_megatron(
     with atomic_directory(target, overwrite=overwrite) as partial:
         iteration = partial / FIRST_ITERATION
         iteration.mkdir()
-        write_pieces(
-            source,
-            iteration,
-            megatron_layout(config),
-            _dtypes(source, dtype),
-            _counter(published_pieces(source.config), progress),
-        )
+        _write_distributed(source, iteration, megatron_layout(config), dtype, progress)
         write_common(iteration, config)
         (partial / LATEST_NAME).write_text("1", encoding="utf-8")
-        if files:
-            (partial / TOKENIZER_DIRECTORY).mkdir()
-            _copy(files, partial / TOKENIZER_DIRECTORY)
+        _copy(files, partial / TOKENIZER_DIRECTORY)
 
 
 def without_mtp(source: PieceSource) -> PieceSource:
@@ -215,8 +199,13 @@ def _check_target(source: PieceSource, target: Path) -> None:
         raise CheckpointError(f"{target} exists and is not a checkpoint; choose another target")
 
 
-def _dtypes(source: PieceSource, dtype: torch.dtype | None) -> Callable[[Piece], torch.dtype]:
-    return lambda piece: torch.float32 if piece.float32 else dtype or source.dtype(piece)
+def _write_distributed(
+    source: PieceSource, directory: Path, layout: Layout, dtype: torch.dtype | None, progress: Progress | None
+) -> None:
+    def dtype_of(piece: Piece) -> torch.dtype:
+        return torch.float32 if piece.float32 else dtype or source.dtype(piece)
+
+    write_pieces(source, directory, layout, dtype_of, _counter(published_pieces(source.config), progress))
 
 
 def _counter(pieces: list[Piece], progress: Progress | None) -> Callable[[Piece], None]:
@@ -236,5 +225,7 @@ def _files(source: PieceSource, tokenizer: Path | None) -> list[Path]:
 
 
 def _copy(files: list[Path], directory: Path) -> None:
+    """Copy `files` into `directory`, which is made if there are any."""
     for file in files:
+        directory.mkdir(exist_ok=True)
         shutil.copy(file, directory / file.name)

@@ -18,7 +18,7 @@ class _Forgetful:
 
 
 def run(function: type[torch.autograd.Function], *args: Any) -> Any:
-    """Apply `function`; without gradients its forward alone, which skips some ten microseconds per call."""
+    """Apply `function`; without gradients its forward alone, which spares autograd's bookkeeping."""
     if torch.is_grad_enabled():
         return function.apply(*args)
     return function.forward(_Forgetful(), *args)
