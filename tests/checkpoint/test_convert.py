@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.golden_cases import GOLDEN
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from ling.checkpoint.names import published_pieces
 from ling.checkpoint.pieces import open_pieces
 from ling.checkpoint.save import ExportFormat
 from ling.config import ModelConfig
+from ling.engine.bundled import bundled_directory
 from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.model.batch import pack
@@ -254,10 +255,88 @@ def test_an_interrupted_conversion_goes_on(published: Path, tmp_path: Path) -> N
     (partial,) = tmp_path.glob(".out.partial-*")
     kept = {f.name: f.stat().st_mtime_ns for f in partial.glob("model-*")}
     assert len(kept) > 2
-    to_safetensors(source, target, ExportFormat(), max_shard_bytes=50_000)
+    told: list[tuple[int, int]] = []
+    to_safetensors(source, target, ExportFormat(), max_shard_bytes=50_000, progress=lambda *now: told.append(now))
+    assert told[0][0] > 10, "what was there already counts at once"
+    assert told[-1] == (told[0][1], told[0][1])
     assert {name: (target / name).stat().st_mtime_ns for name in kept} == kept
     assert verify(source, target, ExportFormat())
     assert not list(tmp_path.glob(".out*"))
+
+
+# ---- FP8 to FP8 ----
+
+
+@pytest.mark.parametrize("scales", ["published", "pow2", "fp32"])
+def test_codes_and_scales_pass_through_unchanged(scales, published: Path, tmp_path: Path) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    to_safetensors(open_pieces(published), first, ExportFormat(precision="float8", fp8_scales=scales))
+    with torch.no_grad():  # scales that no quantiser of ours would choose
+        held = {f: load_file(f) for f in first.glob("*.safetensors")}
+    for file, content in held.items():
+        save_file({k: v * 1.37 if k.endswith("_scale_inv") else v for k, v in content.items()}, file, {"format": "pt"})
+    to_safetensors(open_pieces(first), again, ExportFormat(precision="float8"))
+    before, after = tensors(first), tensors(again)
+    assert before.keys() == after.keys()
+    assert [k for k in before if digest(before[k]) != digest(after[k])] == []
+    assert verify(open_pieces(first), again, ExportFormat(precision="float8")) > 100
+
+
+def test_scales_asked_for_by_name_are_made_anew(published: Path, tmp_path: Path) -> None:
+    to_safetensors(open_pieces(published), tmp_path / "fp32", ExportFormat(precision="float8", fp8_scales="fp32"))
+    export = ExportFormat(precision="float8", fp8_scales="pow2")
+    to_safetensors(open_pieces(tmp_path / "fp32"), tmp_path / "pow2", export)
+    scales = [v for k, v in tensors(tmp_path / "pow2").items() if k.endswith("_scale_inv")]
+    assert scales
+    assert all(bool((torch.frexp(s)[0] == 0.5).all()) for s in scales)
+
+
+@pytest.mark.parametrize(("key", "value"), [("weight", float("nan")), ("weight_scale_inv", 0.0)])
+def test_damaged_codes_do_not_pass_through(key: str, value: float, published: Path, tmp_path: Path) -> None:
+    to_safetensors(open_pieces(published), tmp_path / "first", ExportFormat(precision="float8"))
+    (file,) = (tmp_path / "first").glob("*.safetensors")
+    content = load_file(file)
+    name = f"model.layers.0.attention.dense.{key}"
+    content[name] = torch.full_like(content[name].float(), value).to(content[name].dtype)
+    save_file(content, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"attention\.dense\.weight"):
+        to_safetensors(open_pieces(tmp_path / "first"), tmp_path / "again", ExportFormat(precision="float8"))
+    assert not list(tmp_path.glob("*again*"))
+
+
+# ---- what lies beside the weights ----
+
+
+def test_a_card_says_what_the_model_is_and_how_its_files_were_made(published: Path, tmp_path: Path) -> None:
+    to_safetensors(open_pieces(published), tmp_path / "my-model", ExportFormat(precision="float8"))
+    card = (tmp_path / "my-model/README.md").read_text()
+    assert "# my-model" in card
+    assert f"| experts | {open_pieces(published).config.num_experts} per layer" in card
+    assert "from published (safetensors)" in card
+    assert "E4M3 codes" in card
+
+
+def test_a_card_that_is_there_is_kept_and_its_section_renewed(published: Path, tmp_path: Path) -> None:
+    (published / "README.md").write_text("# Mine\n\nTrained with care.\n")
+    to_safetensors(open_pieces(published), tmp_path / "fp8", ExportFormat(precision="float8"))
+    to_safetensors(open_pieces(tmp_path / "fp8"), tmp_path / "bf16", ExportFormat())
+    card = (tmp_path / "bf16/README.md").read_text()
+    assert card.startswith("# Mine\n\nTrained with care.\n")
+    assert card.count("How these files were made") == 1
+    assert "from fp8 (safetensors)" in card
+    assert "E4M3" not in card
+
+
+def test_generation_settings_are_written_where_there_are_none(published: Path, tmp_path: Path) -> None:
+    bundled = bundled_directory()
+    to_safetensors(open_pieces(published), tmp_path / "plain", ExportFormat())
+    config = open_pieces(published).config
+    settings = json.loads((tmp_path / "plain/generation_config.json").read_text())
+    assert settings["eos_token_id"] == sorted(config.eos_token_ids)
+    shutil.copytree(bundled, tmp_path / "bare", ignore=shutil.ignore_patterns("generation_config.json", "*.py"))
+    to_safetensors(open_pieces(tmp_path / "bare"), tmp_path / "full", ExportFormat())
+    settings = json.loads((tmp_path / "full/generation_config.json").read_text())
+    assert settings == {"eos_token_id": [2042, 2045], "pad_token_id": 2042, "do_sample": False}
 
 
 # ---- what is refused ----

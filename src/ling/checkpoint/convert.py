@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ling.checkpoint.atomic import atomic_directory
+from ling.checkpoint.beside import copy_files, write_beside
 from ling.checkpoint.dcp import FACTS_NAME
 from ling.checkpoint.dcp_writer import write_pieces
 from ling.checkpoint.layout import Layout, megatron_layout, training_layout
@@ -57,10 +57,17 @@ def to_safetensors(
     """
     files = _files(source, tokenizer)
     _check_target(source, target)
+    own = threading.local()
+
+    def make(piece: Piece) -> tuple[Tensor, ...]:
+        if not hasattr(own, "source"):  # of this thread
+            own.source = source.reopen()
+        return _stored_form(own.source, piece, export)
+
     write_checkpoint(
-        target, source.config, _reader_per_thread(source), export, max_shard_bytes=max_shard_bytes, overwrite=overwrite,
-        finish=lambda directory: _copy(files, directory),
-        progress=_counter(published_pieces(source.config), progress), workers=workers,
+        target, source.config, make, export, max_shard_bytes=max_shard_bytes, overwrite=overwrite,
+        finish=lambda directory: write_beside(directory, source, files, export, name=target.name),
+        advance=_counter(published_pieces(source.config), progress), workers=workers,
         resume=_fingerprint(source, export, max_shard_bytes),
     )  # fmt: skip
 
@@ -83,11 +90,12 @@ def mtp_to_safetensors(
     )
     pieces = [piece for piece in published_pieces(config) if piece.layer >= config.num_hidden_layers]
     write_pieces_as_safetensors(
-        target, pieces, source.read, export, config_json(alone, export), overwrite=overwrite,
+        target, pieces, lambda piece: _stored_form(source, piece, export), export, config_json(alone, export),
+        overwrite=overwrite,
         rename=lambda piece: piece.key.replace(
             f"model.layers.{piece.layer}.", f"model.layers.{piece.layer - config.num_hidden_layers}.", 1
         ),
-        file_name=MTP_FILE, progress=_counter(pieces, progress),
+        file_name=MTP_FILE, advance=_counter(pieces, progress),
     )  # fmt: skip
 
 
@@ -99,15 +107,14 @@ def verify(source: PieceSource, target: Path, export: ExportFormat | None, progr
     pieces, written = published_pieces(source.config), open_pieces(target)
     advance = _counter(pieces, progress)
     for piece in pieces:
-        values = source.read(piece)
         if export is not None and isinstance(written, SafetensorsPieces):
-            expected, found = encode(piece, values, export), written.stored(piece)
+            expected, found = _stored_form(source, piece, export), written.stored(piece)
         else:
             found = (written.read(piece),)
-            expected = (values.to(found[0].dtype),)
+            expected = (source.read(piece).to(found[0].dtype),)
         if not all(_same_bits(x, y) for x, y in zip(expected, found, strict=True)):
             raise CheckpointError(f"{piece.key} in {target} is not what {source.directory} holds; convert it again")
-        advance(piece)
+        advance(1)
     return len(pieces)
 
 
@@ -134,7 +141,7 @@ def to_training(
     with atomic_directory(target, overwrite=overwrite) as partial:
         _write_distributed(source, partial, training_layout(config), dtype, progress)
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        _copy(files, partial / TOKENIZER_DIRECTORY)
+        copy_files(files, partial / TOKENIZER_DIRECTORY)
 
 
 def to_megatron(
@@ -160,7 +167,7 @@ def to_megatron(
         _write_distributed(source, iteration, megatron_layout(config), dtype, progress)
         write_common(iteration, config)
         (partial / LATEST_NAME).write_text("1", encoding="utf-8")
-        _copy(files, partial / TOKENIZER_DIRECTORY)
+        copy_files(files, partial / TOKENIZER_DIRECTORY)
 
 
 def without_mtp(source: PieceSource) -> PieceSource:
@@ -169,31 +176,28 @@ def without_mtp(source: PieceSource) -> PieceSource:
     return source
 
 
-def _reader_per_thread(source: PieceSource) -> Callable[[Piece], Tensor]:
-    own = threading.local()
-
-    def read(piece: Piece) -> Tensor:
-        if not hasattr(own, "source"):
-            own.source = source.reopen()
-        values: Tensor = own.source.read(piece)
-        return values
-
-    return read
+def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tuple[Tensor, ...]:
+    """Return what `export` stores of a piece; codes that may stay are not quantised again."""
+    if export.keeps_codes and isinstance(source, SafetensorsPieces) and source.is_quantized(piece):
+        return source.stored(piece)
+    return encode(piece, source.read(piece), export)
 
 
 def _fingerprint(source: PieceSource, export: ExportFormat, max_shard_bytes: int) -> str:
     """Return a short name of what is read, as it is now, and how it is written."""
-    found = sorted(f for f in source.directory.iterdir() if f.is_file())
-    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in found]
-    told = [str(source.directory.resolve()), files, asdict(export), max_shard_bytes, write_published(source.config)]
+    found = sorted(f.resolve() for d in source.directories for f in d.iterdir() if f.is_file())
+    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found]
+    told = [source.kind, files, asdict(export), max_shard_bytes, write_published(source.config)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def _check_target(source: PieceSource, target: Path) -> None:
     """Refuse a target whose replacement would lose the source, or something that is not a checkpoint."""
-    read, written = source.directory.resolve(), target.resolve()
-    if read == written or written in read.parents or read in written.parents:
-        raise CheckpointError(f"{target} and the source {source.directory} must lie apart; choose another target")
+    written = target.resolve()
+    for directory in source.directories:
+        read = directory.resolve()
+        if read == written or written in read.parents or read in written.parents:
+            raise CheckpointError(f"{target} and the source {directory} must lie apart; choose another target")
     held = {path.name for path in target.iterdir()} if target.is_dir() else set()
     if held and not held & _MARKS:
         raise CheckpointError(f"{target} exists and is not a checkpoint; choose another target")
@@ -208,24 +212,18 @@ def _write_distributed(
     write_pieces(source, directory, layout, dtype_of, _counter(published_pieces(source.config), progress))
 
 
-def _counter(pieces: list[Piece], progress: Progress | None) -> Callable[[Piece], None]:
-    total, done = len(pieces), 0
+def _counter(pieces: list[Piece], progress: Progress | None) -> Callable[[int], None]:
+    total, done, lock = len(pieces), 0, threading.Lock()
 
-    def advance(_: Piece) -> None:
+    def advance(count: int) -> None:
         nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
+        with lock:
+            done += count
+            if progress is not None:
+                progress(done, total)
 
     return advance
 
 
 def _files(source: PieceSource, tokenizer: Path | None) -> list[Path]:
     return source.tokenizer_files() if tokenizer is None else files_of_tokenizer(tokenizer)
-
-
-def _copy(files: list[Path], directory: Path) -> None:
-    """Copy `files` into `directory`, which is made if there are any."""
-    for file in files:
-        directory.mkdir(exist_ok=True)
-        shutil.copy(file, directory / file.name)

@@ -12,8 +12,7 @@ import errno
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,13 +65,13 @@ def save_dcp(
 def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePlanner) -> None:
     """Write tensors and their metadata into an existing directory; OSError if the disk refuses."""
     try:
-        with _one_process_is_fine():
-            save(
-                dict(tensors),
-                storage_writer=FileSystemWriter(directory),
-                planner=planner,
-                no_dist=not dist.is_initialized(),
-            )
+        _one_process_is_fine()
+        save(
+            dict(tensors),
+            storage_writer=FileSystemWriter(directory),
+            planner=planner,
+            no_dist=not dist.is_initialized(),
+        )
     except CheckpointException as error:
         if (reason := _disk_trouble(error)) is None:
             raise
@@ -132,13 +131,13 @@ class DcpSource:
                     f"here it is {tuple(tensor.shape)}: the checkpoint is of another model"
                 )
         try:
-            with _one_process_is_fine():
-                load(
-                    dict(tensors),
-                    storage_reader=self._reader,
-                    planner=_TensorsOnly(),
-                    no_dist=not dist.is_initialized(),
-                )
+            _one_process_is_fine()
+            load(
+                dict(tensors),
+                storage_reader=self._reader,
+                planner=_TensorsOnly(),
+                no_dist=not dist.is_initialized(),
+            )
         except CheckpointException as error:  # torch's wrapper of whatever a truncated file makes it raise
             failure = next((f for f, _ in error.failures.values()), error)
             reason = " ".join(str(failure).split())[:120]
@@ -147,12 +146,12 @@ class DcpSource:
             ) from None
 
 
-@contextmanager
-def _one_process_is_fine() -> Iterator[None]:
-    """Silence torch's warning that it saves in a single process, which `no_dist` has just told it to do."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def _one_process_is_fine() -> None:
+    """Silence torch's warning that it works in a single process, which `no_dist` tells it to do.
+
+    For good: `warnings.catch_warnings` is not safe where several threads read.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 class _SafeReader(FileSystemReader):

@@ -23,12 +23,12 @@ def write_pieces(
     directory: Path,
     layout: Layout,
     dtype_of: Callable[[Piece], torch.dtype],
-    advance: Callable[[Piece], None],
+    advance: Callable[[int], None],
 ) -> None:
     """Write every piece of `source` into `directory` at the places of `layout`.
 
     dtype_of  what a piece is stored as; the pieces of one tensor must agree
-    advance   is called after each piece
+    advance   is called with the number of pieces that are newly there
     """
     parts: dict[str, list[tuple[Piece, Place]]] = {}
     for piece in published_pieces(source.config):
@@ -40,7 +40,7 @@ def write_pieces(
         whole = torch.empty(first_place.shape, dtype=dtype_of(first_piece))
         for piece, place in parts[key]:
             place.put(whole, source.read(piece))
-            advance(piece)
+            advance(1)
         return whole
 
     empty = {key: torch.empty(own[0][1].shape, dtype=dtype_of(own[0][0]), device="meta") for key, own in parts.items()}

@@ -87,7 +87,10 @@ class PieceReader:
         keys = (piece.key, piece.scale_key) if self.is_quantized(piece) else (piece.key,)
         for key in keys:
             _check_tensor(key, piece, self._source)
-        return tuple(self._source.get(key) for key in keys)
+        tensors = tuple(self._source.get(key) for key in keys)
+        if len(tensors) == 2:
+            _check_codes(piece, *tensors, self._source.tensors[piece.key].file.name)
+        return tensors
 
     def values(self, piece: Piece) -> Tensor:
         """Return a piece's values as stored, or block-quantised ones in float32."""
@@ -105,8 +108,6 @@ def fill(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:
         place = state[piece.parameter]
         if place.dtype == torch.float8_e4m3fn:
             assert scale is not None, piece.key
-            if bool(((values.view(torch.uint8) & _NAN_CODE) == _NAN_CODE).any()):
-                raise CheckpointError(f"tensor {piece.key} in {stored.file.name} has codes that are NaN")
             piece.part_of(place).copy_(values)
             piece.part_of_scale(state[piece.scale_parameter]).copy_(scale)
             continue
@@ -137,8 +138,7 @@ def _read_pieces(
             waiting[key] = tensor
             continue
         codes, scale = (other, tensor) if key == piece.scale_key else (tensor, other)
-        if not bool((scale > 0).all() and torch.isfinite(scale).all()):
-            raise CheckpointError(f"{piece.scale_key} in {stored.file.name} has scales that are not positive")
+        _check_codes(piece, codes, scale, source.tensors[piece.key].file.name)
         yield piece, source.tensors[piece.key], codes, scale
     assert not waiting, list(waiting)
 
@@ -179,6 +179,13 @@ def _check_tensor(key: str, piece: Piece, source: TensorSource) -> None:
     if stored.dtype not in allowed:
         why = f"without {piece.scale_key}" if stored.dtype == _CODES else f"where {' or '.join(allowed)} belongs"
         raise CheckpointError(f"tensor {key} in {stored.file.name} has dtype {stored.dtype} {why}")
+
+
+def _check_codes(piece: Piece, codes: Tensor, scale: Tensor, file: str) -> None:
+    if bool(((codes.view(torch.uint8) & _NAN_CODE) == _NAN_CODE).any()):
+        raise CheckpointError(f"tensor {piece.key} in {file} has codes that are NaN")
+    if not bool((scale > 0).all() and torch.isfinite(scale).all()):
+        raise CheckpointError(f"{piece.scale_key} in {file} has scales that are not positive")
 
 
 def _check_quantization(directory: Path) -> None:

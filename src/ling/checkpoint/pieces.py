@@ -32,6 +32,11 @@ class PieceSource(Protocol):
     directory: Path
     config: ModelConfig
 
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Every directory that is read from."""
+        ...
+
     def read(self, piece: Piece) -> Tensor:
         """Return the values of a published tensor, in the dtype they are stored in (FP8 blocks: float32)."""
         ...
@@ -75,6 +80,10 @@ class SafetensorsPieces:
         self.config = read_config(directory)
         self._reader = PieceReader(directory, self.config)
 
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        return (self.directory,)
+
     def read(self, piece: Piece) -> Tensor:
         return self._reader.values(piece)
 
@@ -84,6 +93,10 @@ class SafetensorsPieces:
     def stored(self, piece: Piece) -> tuple[Tensor, ...]:
         """Return what the files hold of a piece: its values, or codes and scales."""
         return self._reader.stored(piece)
+
+    def is_quantized(self, piece: Piece) -> bool:
+        """Whether the files hold a piece as codes and scales."""
+        return self._reader.is_quantized(piece)
 
     def reopen(self) -> "SafetensorsPieces":
         return SafetensorsPieces(self.directory)
@@ -103,6 +116,10 @@ class DcpPieces:
         self._layout = layout
         self._tokenizer = tokenizer
         self._held: OrderedDict[str, Tensor] = OrderedDict()
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        return (self.directory,)
 
     def read(self, piece: Piece) -> Tensor:
         place = self._layout(piece)

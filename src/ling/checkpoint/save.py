@@ -34,8 +34,9 @@ class ExportFormat:
 
     precision: Precision = "bfloat16"
     """float8: matrices of blocks as E4M3 codes, everything else bfloat16."""
-    fp8_scales: ScaleMode = "published"
-    """Rounding of FP8 scales: as the published export does per tensor, all powers of two, or none."""
+    fp8_scales: ScaleMode | None = None
+    """Rounding of FP8 scales: as the published export does per tensor, all powers of two, or none. None: codes and
+    scales of an FP8 source stay as they are, other sources are quantised as the published export does."""
 
     @property
     def value_dtype(self) -> torch.dtype:
@@ -45,12 +46,17 @@ class ExportFormat:
         """Return the bytes of all tensors of a model."""
         return sum(spec.nbytes for piece in published_pieces(config) for spec in _specs(piece, self, piece.key))
 
+    @property
+    def keeps_codes(self) -> bool:
+        """Whether what is FP8 already is written as it is."""
+        return self.precision == "float8" and self.fp8_scales is None
+
     def power_of_two(self, piece: Piece) -> bool:
-        return piece.power_of_two_scale if self.fp8_scales == "published" else self.fp8_scales == "pow2"
+        return self.fp8_scales == "pow2" if self.fp8_scales in ("pow2", "fp32") else piece.power_of_two_scale
 
 
-ReadPiece = Callable[[Piece], Tensor]
-"""Gives a piece's values in any float dtype."""
+MakePiece = Callable[[Piece], tuple[Tensor, ...]]
+"""Gives what is stored of a piece, as `encode` does."""
 
 
 @torch.no_grad()
@@ -70,15 +76,19 @@ def save_model(
     """
     state = model.state_dict()
 
-    def read(piece: Piece) -> Tensor:
+    export = export or ExportFormat()
+
+    def make(piece: Piece) -> tuple[Tensor, ...]:
         place = piece.part_of(state[piece.parameter])
         if place.dtype != torch.float8_e4m3fn:
-            return place
+            return encode(piece, place, export)
         scale = piece.part_of_scale(state[piece.scale_parameter])
-        return dequantize_e4m3_block(place, scale, torch.float32)
+        if export.keeps_codes:
+            return place, scale
+        return encode(piece, dequantize_e4m3_block(place, scale, torch.float32), export)
 
     write_checkpoint(
-        Path(directory), model.config, read, export or ExportFormat(),
+        Path(directory), model.config, make, export,
         max_shard_bytes=max_shard_bytes, overwrite=overwrite, finish=finish,
     )  # fmt: skip
 
@@ -86,56 +96,51 @@ def save_model(
 def write_checkpoint(
     directory: Path,
     config: ModelConfig,
-    read: ReadPiece,
+    make: MakePiece,
     export: ExportFormat,
     **options: Any,
 ) -> None:
     """Write a whole model; `options` as in `write_pieces_as_safetensors`."""
     write_pieces_as_safetensors(
-        directory, published_pieces(config), read, export, config_json(config, export), **options
+        directory, published_pieces(config), make, export, config_json(config, export), **options
     )
 
 
 def write_pieces_as_safetensors(
     directory: Path,
     pieces: list[Piece],
-    read: ReadPiece,
+    make: MakePiece,
     export: ExportFormat,
     config: dict[str, Any],
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
-    progress: Callable[[Piece], None] | None = None,
+    advance: Callable[[int], None] = lambda count: None,
     workers: int = 1,
     resume: str | None = None,
     rename: Callable[[Piece], str] | None = None,
     file_name: str | None = None,
 ) -> None:
-    """Write every piece that `read` gives, one at a time.
+    """Write every piece that `make` gives, one at a time.
 
     config     becomes config.json
     finish     is called with the directory before it appears under its name, to add files
-    progress   is called after each piece
-    workers    files written at the same time; `read` is then called from as many threads
+    advance    is called with the number of pieces that are newly there
+    workers    files written at the same time; `make` is then called from as many threads
     resume     as in `atomic_directory`: files that an interrupted call finished are kept
     rename     gives each piece another key than its own
     file_name  one file of this name in place of numbered shards
     """
 
     def entry(piece: Piece) -> Entry:
-        def make() -> tuple[Tensor, ...]:
-            values = read(piece)
-            check_finite(values, f"tensor {piece.key}")
-            tensors = encode(piece, values, export)
-            if progress is not None:
-                progress(piece)
-            return tensors
-
-        return Entry(_specs(piece, export, piece.key if rename is None else rename(piece)), make)
+        key = piece.key if rename is None else rename(piece)
+        return Entry(_specs(piece, export, key), lambda: make(piece))
 
     with atomic_directory(directory, overwrite=overwrite, resume=resume) as partial:
-        write_shards(partial, [entry(p) for p in pieces], max_shard_bytes, workers=workers, name=file_name)
+        write_shards(
+            partial, [entry(p) for p in pieces], max_shard_bytes, workers=workers, name=file_name, advance=advance
+        )
         text = json.dumps(config, indent=2, ensure_ascii=False)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
         if finish is not None:
@@ -161,7 +166,8 @@ def _specs(piece: Piece, export: ExportFormat, key: str) -> tuple[TensorSpec, ..
 
 
 def encode(piece: Piece, values: Tensor, export: ExportFormat) -> tuple[Tensor, ...]:
-    """Return what is stored for a piece: its values, or codes and scales."""
+    """Return what is stored for a piece: its values, or codes and scales; CheckpointError if they are not finite."""
+    check_finite(values, f"tensor {piece.key}")
     if piece.float32:
         return (values.float(),)
     if export.precision == "float8" and piece.quantized:

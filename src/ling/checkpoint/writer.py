@@ -51,20 +51,29 @@ class Entry:
 
 
 def write_shards(
-    directory: Path, entries: Sequence[Entry], max_shard_bytes: int, *, workers: int = 1, name: str | None = None
+    directory: Path,
+    entries: Sequence[Entry],
+    max_shard_bytes: int,
+    *,
+    workers: int = 1,
+    name: str | None = None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Write `entries` as numbered shards and an index into `directory`; a shard that is there already is kept.
 
     workers  shards written at the same time, each by a thread
     name     one file of this name instead, whatever its size
+    advance  is called with the number of entries that are newly there, those of kept shards first
     """
     shards = _cut(entries, max_shard_bytes) if name is None else [list(entries)]
     numbered = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     names = numbered if name is None else [name]
     missing = [(directory / name, shard) for name, shard in zip(names, shards) if not (directory / name).exists()]
+    if kept := len(entries) - sum(len(shard) for _, shard in missing):
+        advance(kept)
     stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_write_file, path, shard, stop) for path, shard in missing]
+        futures = [pool.submit(_write_file, path, shard, stop, advance) for path, shard in missing]
         try:
             for future in futures:
                 future.result()
@@ -91,7 +100,7 @@ def _cut(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
 
 
 @torch.no_grad()  # of this thread
-def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event) -> None:
+def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event, advance: Callable[[int], None]) -> None:
     """Write one shard under another name first: what has its name is whole."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -111,4 +120,5 @@ def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event) -> 
             for spec, tensor in zip(entry.specs, entry.make(), strict=True):
                 assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
                 file.write(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+            advance(1)
     unfinished.rename(path)

@@ -57,7 +57,11 @@ def convert(
     force_bf16: Annotated[bool, typer.Option("--force-bf16", help="Same as --dtype bfloat16.")] = False,
     force_fp8: Annotated[bool, typer.Option("--force-fp8", help="Same as --dtype float8.")] = False,
     fp8_scales: Annotated[
-        str | None, typer.Option(help="Of float8: published (left out), pow2 or fp32.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Of float8: published, pow2 or fp32; left out: as they are in an FP8 source, published from others.",
+            show_default=False,
+        ),
     ] = None,
     mtp: Annotated[
         str, typer.Option(help="keep, drop, or separate: into TARGET-mtp, a directory of its own.")
@@ -82,15 +86,18 @@ def convert(
     run_conversion(asked)
 
 
-def run_conversion(asked: Conversion) -> None:
-    """Convert with a progress bar; shared with the published scripts' command lines."""
+def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> None:
+    """Convert `source`, or what lies at `asked.source`, with a progress bar.
+
+    Shared with `ling merge` and the published scripts' command lines.
+    """
     _check(asked)
     from ling.checkpoint import convert
     from ling.checkpoint.pieces import open_pieces
     from ling.checkpoint.save import ExportFormat
 
-    source = open_pieces(asked.source)
-    export = ExportFormat(precision=asked.dtype or "bfloat16", fp8_scales=asked.fp8_scales or "published")  # type: ignore[arg-type]
+    source = source or open_pieces(asked.source)
+    export = ExportFormat(precision=asked.dtype or "bfloat16", fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
     if asked.dry_run:
         return _describe(asked, source, export)
     if asked.mtp == "separate":
