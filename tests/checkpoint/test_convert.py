@@ -138,9 +138,12 @@ def published(model: CausalLM, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("write", [to_megatron, to_training])
-def test_there_and_back_is_the_same_to_the_bit(write, published: Path, tmp_path: Path) -> None:
-    write(open_pieces(published), tmp_path / "dcp")
-    assert verify(open_pieces(published), tmp_path / "dcp", None) == len(published_pieces(tiny_config_of(published)))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_there_and_back_is_the_same_to_the_bit(write, workers: int, published: Path, tmp_path: Path) -> None:
+    write(open_pieces(published), tmp_path / "dcp", workers=workers)
+    assert verify(open_pieces(published), tmp_path / "dcp", None, workers=workers) == len(
+        published_pieces(tiny_config_of(published))
+    )
     to_safetensors(open_pieces(tmp_path / "dcp"), tmp_path / "back", ExportFormat())
     before, after = tensors(published), tensors(tmp_path / "back")
     assert before.keys() == after.keys()
@@ -262,6 +265,32 @@ def test_an_interrupted_conversion_goes_on(published: Path, tmp_path: Path) -> N
     assert {name: (target / name).stat().st_mtime_ns for name in kept} == kept
     assert verify(source, target, ExportFormat())
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("write", [to_megatron, to_training])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_interrupted_distributed_checkpoint_leaves_nothing(
+    write, workers: int, published: Path, tmp_path: Path
+) -> None:
+    def interrupt(now: int, total: int) -> None:
+        if now == total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(open_pieces(published), tmp_path / "out", workers=workers, progress=interrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["published"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_damaged_source_is_named_by_every_writer(workers: int, published: Path, tmp_path: Path) -> None:
+    (file,) = published.glob("*.safetensors")
+    content = load_file(file)
+    content["lm_head.weight"][3, 3] = float("inf")
+    save_file(content, file, {"format": "pt"})
+    for write in (to_megatron, to_training):
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+            write(open_pieces(published), tmp_path / "out", workers=workers)
+        assert [path.name for path in tmp_path.iterdir()] == ["published"]
 
 
 # ---- FP8 to FP8 ----

@@ -4,6 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -99,22 +100,44 @@ def mtp_to_safetensors(
     )  # fmt: skip
 
 
-def verify(source: PieceSource, target: Path, export: ExportFormat | None, progress: Progress | None = None) -> int:
+def verify(
+    source: PieceSource,
+    target: Path,
+    export: ExportFormat | None,
+    progress: Progress | None = None,
+    *,
+    workers: int = 1,
+) -> int:
     """Compare every tensor of `target` with what `source` gives, bit for bit; return how many.
 
-    export  the format of a safetensors target; None: the values in the dtype that the target has
+    export   the format of a safetensors target; None: the values in the dtype that the target has
+    workers  threads, each of which compares a share of the tensors
     """
     pieces, written = published_pieces(source.config), open_pieces(target)
-    advance = _counter(pieces, progress)
-    for piece in pieces:
-        if export is not None and isinstance(written, SafetensorsPieces):
-            expected, found = _stored_form(source, piece, export), written.stored(piece)
-        else:
-            found = (written.read(piece),)
-            expected = (source.read(piece).to(found[0].dtype),)
-        if not all(_same_bits(x, y) for x, y in zip(expected, found, strict=True)):
-            raise CheckpointError(f"{piece.key} in {target} is not what {source.directory} holds; convert it again")
-        advance(1)
+    advance, stop = _counter(pieces, progress), threading.Event()
+
+    def compare(share: list[Piece]) -> None:
+        ours, theirs = source.reopen(), written.reopen()
+        for piece in share:
+            if stop.is_set():
+                return
+            if export is not None and isinstance(theirs, SafetensorsPieces):
+                expected, found = _stored_form(ours, piece, export), theirs.stored(piece)
+            else:
+                found = (theirs.read(piece),)
+                expected = (ours.read(piece).to(found[0].dtype),)
+            if not all(_same_bits(x, y) for x, y in zip(expected, found, strict=True)):
+                raise CheckpointError(f"{piece.key} in {target} is not what {source.directory} holds; convert it again")
+            advance(1)
+
+    size = -(-len(pieces) // workers)
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(compare, pieces[at : at + size]) for at in range(0, len(pieces), size)]
+        try:
+            for future in futures:
+                future.result()
+        finally:  # after a difference or Ctrl-C
+            stop.set()
     return len(pieces)
 
 
@@ -129,6 +152,7 @@ def to_training(
     *,
     tokenizer: Path | None = None,
     overwrite: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Write `source` as a training checkpoint at step 0, without optimizer state.
@@ -139,7 +163,7 @@ def to_training(
     _check_target(source, target)
     facts = {"step": 0, "snapshots": 0, "seconds": 0.0, "model": write_published(config)}
     with atomic_directory(target, overwrite=overwrite) as partial:
-        _write_distributed(source, partial, training_layout(config), dtype, progress)
+        _write_distributed(source, partial, training_layout(config), dtype, workers, progress)
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         copy_files(files, partial / TOKENIZER_DIRECTORY)
 
@@ -151,6 +175,7 @@ def to_megatron(
     *,
     tokenizer: Path | None = None,
     overwrite: bool = False,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Write `source` as iteration 1 of a Megatron `torch_dist` checkpoint, ready for `--load`.
@@ -164,7 +189,7 @@ def to_megatron(
     with atomic_directory(target, overwrite=overwrite) as partial:
         iteration = partial / FIRST_ITERATION
         iteration.mkdir()
-        _write_distributed(source, iteration, megatron_layout(config), dtype, progress)
+        _write_distributed(source, iteration, megatron_layout(config), dtype, workers, progress)
         write_common(iteration, config)
         (partial / LATEST_NAME).write_text("1", encoding="utf-8")
         copy_files(files, partial / TOKENIZER_DIRECTORY)
@@ -204,12 +229,18 @@ def _check_target(source: PieceSource, target: Path) -> None:
 
 
 def _write_distributed(
-    source: PieceSource, directory: Path, layout: Layout, dtype: torch.dtype | None, progress: Progress | None
+    source: PieceSource,
+    directory: Path,
+    layout: Layout,
+    dtype: torch.dtype | None,
+    workers: int,
+    progress: Progress | None,
 ) -> None:
     def dtype_of(piece: Piece) -> torch.dtype:
         return torch.float32 if piece.float32 else dtype or source.dtype(piece)
 
-    write_pieces(source, directory, layout, dtype_of, _counter(published_pieces(source.config), progress))
+    advance = _counter(published_pieces(source.config), progress)
+    write_pieces(source, directory, layout, dtype_of, advance, workers=workers)
 
 
 def _counter(pieces: list[Piece], progress: Progress | None) -> Callable[[int], None]:

@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.planner import ReadItem, SavePlanner
 from ling.checkpoint.atomic import atomic_directory
 from ling.checkpoint.restricted_pickle import read_dcp_metadata
 from ling.checkpoint.source import read_json
-from ling.errors import CheckpointError
+from ling.errors import CheckpointError, LingError
 
 FACTS_NAME = "training.json"
 
@@ -73,6 +73,9 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePl
             no_dist=not dist.is_initialized(),
         )
     except CheckpointException as error:
+        for failure, _ in error.failures.values():  # torch wraps even Ctrl-C
+            if isinstance(failure, LingError | KeyboardInterrupt):
+                raise failure from None
         if (reason := _disk_trouble(error)) is None:
             raise
         raise OSError(errno.EIO, reason) from None

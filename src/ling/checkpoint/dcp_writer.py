@@ -4,7 +4,9 @@ torch's saver plans with the sizes of tensors and asks for their values one by o
 tensors without memory, and each is put together when it is asked for.
 """
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -24,27 +26,58 @@ def write_pieces(
     layout: Layout,
     dtype_of: Callable[[Piece], torch.dtype],
     advance: Callable[[int], None],
+    *,
+    workers: int = 1,
 ) -> None:
     """Write every piece of `source` into `directory` at the places of `layout`.
 
     dtype_of  what a piece is stored as; the pieces of one tensor must agree
     advance   is called with the number of pieces that are newly there
+    workers   threads that put tensors together ahead of the one that is written, each with the source opened for itself
     """
     parts: dict[str, list[tuple[Piece, Place]]] = {}
     for piece in published_pieces(source.config):
         place = layout(piece)
         parts.setdefault(place.key, []).append((piece, place))
 
+    own = threading.local()
+
     def build(key: str) -> Tensor:
+        if not hasattr(own, "source"):  # of this thread
+            own.source = source.reopen()
         first_piece, first_place = parts[key][0]
         whole = torch.empty(first_place.shape, dtype=dtype_of(first_piece))
         for piece, place in parts[key]:
-            place.put(whole, source.read(piece))
+            place.put(whole, own.source.read(piece))
             advance(1)
         return whole
 
     empty = {key: torch.empty(own[0][1].shape, dtype=dtype_of(own[0][0]), device="meta") for key, own in parts.items()}
-    save_tensors(directory, empty, _LazyPlanner(build))
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            save_tensors(directory, empty, _LazyPlanner(_Ahead(build, list(parts), pool, workers)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class _Ahead:
+    """Builds tensors in the order they are going to be asked for, `count` at a time."""
+
+    def __init__(self, build: Callable[[str], Tensor], keys: list[str], pool: ThreadPoolExecutor, count: int) -> None:
+        self._build = build
+        self._index = {key: i for i, key in enumerate(keys)}
+        self._keys = keys
+        self._pool = pool
+        self._count = count
+        self._begun: dict[str, Future[Tensor]] = {}
+
+    def __call__(self, key: str) -> Tensor:
+        start = self._index[key]
+        for following in self._keys[start : start + self._count]:
+            if following not in self._begun:
+                self._begun[following] = self._pool.submit(self._build, following)
+        future, self._begun[key] = self._begun[key], Future()  # not held beyond the caller's use
+        return future.result()
 
 
 class _LazyPlanner(DefaultSavePlanner):

@@ -125,16 +125,18 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
             )  # fmt: skip
         elif asked.to == "training":
             convert.to_training(
-                source, asked.target, dtype, tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress
-            )
+                source, asked.target, dtype, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
+                workers=asked.workers, progress=progress,
+            )  # fmt: skip
         else:
             convert.to_megatron(
                 source, asked.target, dtype or torch.bfloat16,
-                tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
+                tokenizer=asked.tokenizer, overwrite=asked.overwrite, workers=asked.workers, progress=progress,
             )  # fmt: skip
     if asked.verify:
         with _progress(f"verifying {asked.target.name}") as progress:
-            count = convert.verify(source, asked.target, export if asked.to == "safetensors" else None, progress)
+            form = export if asked.to == "safetensors" else None
+            count = convert.verify(source, asked.target, form, progress, workers=asked.workers)
         Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
 
 
