@@ -72,7 +72,9 @@ def measure(scratch: Path, preset: str, workers: int) -> dict[str, Any]:
         for name in ("to_fp8", "to_bf16")
     }
     source = SafetensorsPieces(back)
-    wrong = [piece.key for piece in published_pieces(source.config) if digest(source.read(piece)) != expected[piece.key]]
+    wrong = [
+        piece.key for piece in published_pieces(source.config) if digest(source.read(piece)) != expected[piece.key]
+    ]
     numbers |= {"tensors": len(expected), "different": len(wrong)}
     if wrong:
         sys.exit(f"{len(wrong)} tensors came back different, the first is {wrong[0]}")
