@@ -34,6 +34,7 @@ from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.pieces import SafetensorsPieces
 from ling.checkpoint.save import ExportFormat, encode
 from ling.checkpoint.source import TensorSource
+from ling.config.recipe import load_recipe
 from ling.ops.fp8 import dequantize_e4m3_block
 
 EXPORT = ExportFormat(precision="float8")
@@ -45,6 +46,10 @@ def main() -> None:
     parser.add_argument("--preset", default="ling_mini")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
+    room = shutil.disk_usage(given.scratch or tempfile.gettempdir()).free / 1e9
+    needed = 1.6 * ExportFormat().num_bytes(load_recipe(preset_name=given.preset, file=None, overrides=[]).model) / 1e9
+    if room < needed:
+        sys.exit(f"{room:.0f} GB of disk are free, {needed:.0f} are needed; give another SCRATCH directory")
     with tempfile.TemporaryDirectory(dir=given.scratch, prefix="full-size-") as scratch:
         numbers = measure(Path(scratch), given.preset, given.workers)
     print(describe_machine())

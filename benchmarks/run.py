@@ -13,6 +13,7 @@ BENCHMARKS: dict[str, str | None] = {
     "train_vs_transformers": "transformers",
     "load_checkpoint": None,
     "demo_seeds": None,
+    "convert_full_size": None,
 }
 
 
