@@ -14,6 +14,7 @@ from ling.ops.fp8 import (
     Fp8BlockWeight,
     dequantize_e4m3_block,
     dequantize_e4m3_tile,
+    has_nan,
     quantize_e4m3_block,
     quantize_e4m3_tile,
     quantize_e4m3_training_block,
@@ -28,6 +29,17 @@ CASES = [(f.stem, mode) for f in sorted((GOLDEN / "fp8").glob("*.safetensors")) 
 
 def same_bytes(got: Tensor, expected: Tensor) -> bool:
     return got.dtype == expected.dtype and torch.equal(got.view(torch.uint8), expected.view(torch.uint8))
+
+
+def test_every_code_has_the_value_that_torch_gives_it() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    finite = codes[~codes.float().isnan()]
+    for part in (finite[None], codes[None], finite.view(2, 127).T, finite[None, :0]):
+        grid = torch.ones(-(-part.shape[0] // 128), -(-part.shape[1] // 128))
+        found = dequantize_e4m3_block(part, grid, torch.float32)
+        assert torch.equal(found.view(torch.int32), part.float().view(torch.int32)), part.shape
+    assert has_nan(codes)
+    assert not has_nan(finite)
 
 
 @pytest.mark.parametrize(("name", "mode"), [case for case in CASES if case not in INFORMATIONAL])

@@ -16,7 +16,7 @@ from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.model.linear import Linear
 from ling.model.moe import Experts
-from ling.ops.fp8 import dequantize_e4m3_block
+from ling.ops.fp8 import dequantize_e4m3_block, has_nan
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,6 @@ Fp8Mode = Literal["dequantize", "keep"]
 _DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 _FLOATS = tuple(_DTYPES)
 _CODES = "F8_E4M3"
-_NAN_CODE = 0x7F  # e4m3fn has no infinity and this one NaN, with either sign
 
 
 def read_config(directory: Path | str) -> ModelConfig:
@@ -182,7 +181,7 @@ def _check_tensor(key: str, piece: Piece, source: TensorSource) -> None:
 
 
 def _check_codes(piece: Piece, codes: Tensor, scale: Tensor, file: str) -> None:
-    if bool(((codes.view(torch.uint8) & _NAN_CODE) == _NAN_CODE).any()):
+    if has_nan(codes):
         raise CheckpointError(f"tensor {piece.key} in {file} has codes that are NaN")
     if not bool((scale > 0).all() and torch.isfinite(scale).all()):
         raise CheckpointError(f"{piece.scale_key} in {file} has scales that are not positive")
