@@ -102,7 +102,7 @@ def to_gguf(
     The file appears whole or not at all.
     """
     tensors = plan_gguf(source.config, dtype, str(source.directory))
-    directory = _tokenizer_directory(source, tokenizer)
+    directory = tokenizer_directory(source, tokenizer)
     _check_target(target)
     advance = _counter(tensors, progress)
     with atomic_file(target, overwrite=overwrite) as partial, _writer(partial) as writer:
@@ -139,6 +139,18 @@ def verify_gguf(
         if not same:
             raise CheckpointError(f"{tensor.name} in {target} is not what {source.directory} holds; convert it again")
     return sum(len(tensor.pieces) for tensor in tensors)
+
+
+def tokenizer_directory(source: PieceSource, tokenizer: Path | None) -> Path:
+    """Return where the tokenizer lies that goes into the file: the one given, or the source's own."""
+    if tokenizer is not None:
+        return files_of_tokenizer(tokenizer)[0].parent
+    for file in source.tokenizer_files():
+        if file.name == "tokenizer.json":
+            return file.parent
+    raise CheckpointError(
+        f"{source.directory} comes without a tokenizer, and a GGUF file holds its own; give one with --tokenizer"
+    )
 
 
 def open_gguf(path: Path) -> "GGUFReader":
@@ -233,17 +245,6 @@ def _library() -> Any:
     except ImportError:
         raise ConfigError("GGUF files need the package gguf; install it with: pip install 'ling[gguf]'") from None
     return gguf
-
-
-def _tokenizer_directory(source: PieceSource, tokenizer: Path | None) -> Path:
-    if tokenizer is not None:
-        return files_of_tokenizer(tokenizer)[0].parent
-    for file in source.tokenizer_files():
-        if file.name == "tokenizer.json":
-            return file.parent
-    raise CheckpointError(
-        f"{source.directory} comes without a tokenizer, and a GGUF file holds its own; give one with --tokenizer"
-    )
 
 
 def _check_target(target: Path) -> None:

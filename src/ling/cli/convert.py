@@ -98,7 +98,7 @@ def run_conversion(asked: Conversion) -> None:
     from ling.checkpoint.save import ExportFormat
 
     source = open_pieces(asked.source)
-    precision = asked.dtype if asked.to == "safetensors" and asked.dtype else "bfloat16"
+    precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
     export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales or "published")  # type: ignore[arg-type]
     if asked.dry_run:
         return _describe(asked, source, export)
@@ -165,12 +165,14 @@ def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") 
     if asked.to == "safetensors":
         print(f"format:  {export.precision}, {export.num_bytes(config) / 1e9:.3f} GB")
     if asked.to == "gguf":
-        from ling.checkpoint.gguf import plan_gguf
+        from ling.checkpoint.gguf import plan_gguf, tokenizer_directory
 
         tensors = plan_gguf(config, _gguf_type(asked), str(source.directory))
         kinds = Counter(tensor.stored for tensor in tensors)
         told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         print(f"format:  {sum(tensor.nbytes for tensor in tensors) / 1e9:.3f} GB in {told} tensors")
+        print(f"within:  the tokenizer of {tokenizer_directory(source, asked.tokenizer)}")
+        return
     print(f"beside:  {', '.join(f.name for f in source.tokenizer_files()) or 'no tokenizer'}")
 
 
