@@ -26,7 +26,7 @@ def peer_python(name: str) -> Path:
         print(f"building the environment {name} (once)", file=sys.stderr, flush=True)
         venv.create(directory, with_pip=True, clear=True)
         command = [python, "-m", "pip", "install", "--quiet", "--requirement", description]
-        subprocess.run(command, check=True, env={**os.environ, **_environment(described)})
+        subprocess.run(command, check=True, env={**os.environ, **build_variables(described)})
         (directory / ".complete").touch()
     return python
 
@@ -38,7 +38,7 @@ def run_in_peer(name: str, module: str, *arguments: str) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
-def _environment(described: str) -> dict[str, str]:
+def build_variables(described: str) -> dict[str, str]:
     """Return the variables that lines `# environment: NAME=VALUE` set while packages are built."""
     marked = [line.partition("# environment: ") for line in described.splitlines()]
     return dict(setting.split("=", 1) for before, mark, setting in marked if mark and not before)
