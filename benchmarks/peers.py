@@ -18,13 +18,15 @@ def peer_python(name: str) -> Path:
     if not description.exists():
         known = ", ".join(sorted(p.stem for p in ENVIRONMENTS.glob("*.txt")))
         sys.exit(f"no peer environment {name}; known: {known}")
-    digest = hashlib.sha256(description.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    described = description.read_text(encoding="utf-8")
+    digest = hashlib.sha256(described.encode() + sys.version.encode()).hexdigest()[:12]
     directory = BUILT / f"{name}-{digest}"
     python = directory / "bin/python"
     if not (directory / ".complete").exists():
         print(f"building the environment {name} (once)", file=sys.stderr, flush=True)
         venv.create(directory, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", description], check=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--requirement", description]
+        subprocess.run(command, check=True, env={**os.environ, **build_variables(described)})
         (directory / ".complete").touch()
     return python
 
@@ -34,3 +36,9 @@ def run_in_peer(name: str, module: str, *arguments: str) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [str(peer_python(name)), "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def build_variables(described: str) -> dict[str, str]:
+    """Return the variables that lines `# environment: NAME=VALUE` set while packages are built."""
+    marked = [line.partition("# environment: ") for line in described.splitlines()]
+    return dict(setting.split("=", 1) for before, mark, setting in marked if mark and not before)

@@ -12,6 +12,7 @@ from benchmarks.peers import run_in_peer
 BENCHMARKS: dict[str, str | None] = {
     "train_vs_transformers": "transformers",
     "load_checkpoint": None,
+    "write_gguf": None,
     "demo_seeds": None,
     "convert_full_size": None,
 }

@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories and files that appear whole or not at all."""
 
 import os
 import shutil
@@ -40,6 +40,27 @@ def atomic_directory(target: Path, *, overwrite: bool = False, resume: str | Non
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a path that becomes `target` when the block ends well, and vanishes when it does not; as above."""
+    target = target.resolve()
+    if target.is_dir():
+        raise CheckpointError(f"{target} is a directory; name a file")
+    if target.exists() and not overwrite:
+        raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
+    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync_one(partial)
+        partial.replace(target)
+        _sync_one(target.parent)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {target}: {error.strerror or error}; nothing was left there") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _replace(new: Path, target: Path) -> None:
     if not target.exists():
         new.rename(target)
@@ -57,8 +78,12 @@ def _replace(new: Path, target: Path) -> None:
 def _sync(directory: Path) -> None:
     """Ask the disk to keep every file, so that a rename never outlives the data it names."""
     for path in (*directory.rglob("*"), directory):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_one(path)
+
+
+def _sync_one(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

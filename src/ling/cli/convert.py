@@ -1,6 +1,7 @@
 """`ling convert`: any checkpoint becomes any other."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +13,15 @@ from ling.cli.progress import counted
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
+    from ling.checkpoint.gguf import GgufType
     from ling.checkpoint.pieces import PieceSource
     from ling.checkpoint.save import ExportFormat
 
+_GGUF_ONLY = ("float16", "q8_0", "q4_0")
+_SHARD_GB = 5.0
 _KNOWN = {
-    "--to": ("safetensors", "training", "megatron"),
-    "--dtype": ("float32", "bfloat16", "float8"),
+    "--to": ("safetensors", "training", "megatron", "gguf"),
+    "--dtype": ("float32", "bfloat16", "float8", "float16", "q8_0", "q4_0"),
     "--fp8-scales": ("published", "pow2", "fp32"),
     "--mtp": ("keep", "drop", "separate"),
 }
@@ -37,7 +41,7 @@ class Conversion:
     mtp_target: Path | None = None
     """Where `mtp="separate"` puts the MTP layers; None: `target` with -mtp behind its name."""
     tokenizer: Path | None = None
-    max_shard_gb: float = 5.0
+    max_shard_gb: float = _SHARD_GB
     workers: int = 1
     verify: bool = False
     dry_run: bool = False
@@ -46,10 +50,14 @@ class Conversion:
 
 def convert(
     source: Annotated[Path, typer.Argument(help="Hugging Face directory, training checkpoint, or Megatron's.")],
-    target: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
-    to: Annotated[str, typer.Option(help="safetensors, training or megatron.")] = "safetensors",
+    target: Annotated[Path, typer.Argument(help="Directory to write, or GGUF file; must not exist.")],
+    to: Annotated[str, typer.Option(help="safetensors, training, megatron or gguf.")] = "safetensors",
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float8; left out: bfloat16, or as stored for training.")
+        str | None,
+        typer.Option(
+            help="float32, bfloat16, float8, or for GGUF float16, q8_0, q4_0; left out: bfloat16, or as stored for "
+            "training."
+        ),
     ] = None,
     force_bf16: Annotated[bool, typer.Option("--force-bf16", help="Same as --dtype bfloat16.")] = False,
     force_fp8: Annotated[bool, typer.Option("--force-fp8", help="Same as --dtype float8.")] = False,
@@ -64,13 +72,13 @@ def convert(
         str, typer.Option(help="keep, drop, or separate: into TARGET-mtp, a directory of its own.")
     ] = "keep",
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights.")] = None,
-    max_shard_size: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = 5.0,
+    max_shard_size: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = _SHARD_GB,
     workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Read the target back and compare every tensor.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Convert a checkpoint: Hugging Face safetensors, ling's training checkpoints, Megatron torch_dist; any to any."""
+    """Convert a checkpoint: Hugging Face safetensors, ling's own, Megatron torch_dist; any to any, or to GGUF."""
     if force_bf16 and force_fp8:
         raise ConfigError("--force-bf16 and --force-fp8 exclude each other")
     forced = "bfloat16" if force_bf16 else "float8" if force_fp8 else None
@@ -94,7 +102,8 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
     from ling.checkpoint.save import ExportFormat
 
     source = source or open_pieces(asked.source)
-    export = ExportFormat(precision=asked.dtype or "bfloat16", fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
+    precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
+    export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
     if asked.dry_run:
         return _describe(asked, source, export)
     if asked.mtp == "separate":
@@ -111,7 +120,7 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
 def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
     import torch
 
-    from ling.checkpoint import convert
+    from ling.checkpoint import convert, gguf
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(asked.dtype or "")
     with counted(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
@@ -119,6 +128,11 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
             convert.to_safetensors(
                 source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
                 max_shard_bytes=int(asked.max_shard_gb * 1e9), workers=asked.workers, progress=progress,
+            )  # fmt: skip
+        elif asked.to == "gguf":
+            gguf.to_gguf(
+                source, asked.target, _gguf_type(asked),
+                tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
             )  # fmt: skip
         elif asked.to == "training":
             convert.to_training(
@@ -132,9 +146,16 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
             )  # fmt: skip
     if asked.verify:
         with counted(f"verifying {asked.target.name}") as progress:
-            form = export if asked.to == "safetensors" else None
-            count = convert.verify(source, asked.target, form, progress, workers=asked.workers)
+            if asked.to == "gguf":
+                count = gguf.verify_gguf(source, asked.target, _gguf_type(asked), progress)
+            else:
+                form = export if asked.to == "safetensors" else None
+                count = convert.verify(source, asked.target, form, progress, workers=asked.workers)
         Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
+
+
+def _gguf_type(asked: Conversion) -> "GgufType":
+    return asked.dtype or "bfloat16"  # type: ignore[return-value]
 
 
 def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
@@ -149,6 +170,15 @@ def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") 
     print(f"tensors: {len(published_pieces(config)):,} published ones")
     if asked.to == "safetensors":
         print(f"format:  {export.precision}, {export.num_bytes(config) / 1e9:.3f} GB")
+    if asked.to == "gguf":
+        from ling.checkpoint.gguf import plan_gguf, tokenizer_directory
+
+        tensors = plan_gguf(config, _gguf_type(asked), str(source.directory))
+        kinds = Counter(tensor.stored for tensor in tensors)
+        told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        print(f"format:  {sum(tensor.nbytes for tensor in tensors) / 1e9:.3f} GB in {told} tensors")
+        print(f"within:  the tokenizer of {tokenizer_directory(source, asked.tokenizer)}")
+        return
     print(f"beside:  {', '.join(f.name for f in source.tokenizer_files()) or 'no tokenizer'}")
 
 
@@ -161,9 +191,25 @@ def _check(asked: Conversion) -> None:
             raise ConfigError(f"{name} {value} is not known; use {', '.join(_KNOWN[name])}")
     if asked.to != "safetensors" and asked.dtype == "float8":
         raise ConfigError(f"--to {asked.to} holds no FP8 blocks; use --dtype bfloat16 or float32")
+    if asked.to != "gguf" and asked.dtype in _GGUF_ONLY:
+        raise ConfigError(f"--dtype {asked.dtype} is for --to gguf")
+    if asked.to == "gguf":
+        _check_gguf(asked)
+    elif asked.target.suffix == ".gguf":
+        raise ConfigError(f"{asked.target} is named as a GGUF file; add --to gguf, or name a directory")
     if asked.fp8_scales is not None and asked.dtype != "float8":
         raise ConfigError(f"--fp8-scales {asked.fp8_scales} is for --dtype float8")
     if not (math.isfinite(asked.max_shard_gb) and asked.max_shard_gb > 0):
         raise ConfigError(f"--max-shard-size must be a positive number of GB, got {asked.max_shard_gb}")
     if asked.tokenizer is not None and not asked.tokenizer.is_dir():
         raise ConfigError(f"--tokenizer {asked.tokenizer} is not a directory")
+
+
+def _check_gguf(asked: Conversion) -> None:
+    if asked.target.suffix != ".gguf":
+        raise ConfigError(f"--to gguf writes one file: name it {asked.target}.gguf")
+    if asked.mtp == "separate":
+        raise ConfigError("--to gguf holds MTP layers in the same file; use --mtp keep or drop")
+    for name, given in (("--max-shard-size", asked.max_shard_gb != _SHARD_GB), ("--workers", asked.workers != 1)):
+        if given:
+            raise ConfigError(f"{name} is for shards of safetensors; --to gguf writes one file")

@@ -12,7 +12,7 @@ from ling.errors import ConfigError
 
 def merge(
     checkpoints: Annotated[list[Path], typer.Argument(help="Two or more of one model, oldest first; any kinds.")],
-    out: Annotated[Path, typer.Option("--out", help="Directory to write; must not exist.")],
+    out: Annotated[Path, typer.Option("--out", help="Directory to write, or GGUF file; must not exist.")],
     decay: Annotated[
         str | None,
         typer.Option(help="Decay to emulate: mean (left out), linear, cosine or 1-sqrt.", show_default=False),
@@ -20,7 +20,7 @@ def merge(
     weights: Annotated[
         str | None, typer.Option(help="One weight per checkpoint instead, such as 1,1,2; scaled to sum to 1.")
     ] = None,
-    to: Annotated[str, typer.Option(help="safetensors, training or megatron.")] = "safetensors",
+    to: Annotated[str, typer.Option(help="safetensors, training, megatron or gguf.")] = "safetensors",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float8; left out: bfloat16.")] = None,
     fp8_scales: Annotated[str | None, typer.Option(help="Of float8: published (left out), pow2 or fp32.")] = None,
     mtp: Annotated[str, typer.Option(help="keep or drop MTP layers.")] = "keep",

@@ -42,7 +42,7 @@ def rope_frequencies(model: ModelConfig, device: torch.device) -> tuple[Tensor, 
     if scaling.type == "linear":
         return inv_freq / scaling.factor, 1.0
     keep = _yarn_keep(scaling, r, model.rope_theta, device)
-    return inv_freq / scaling.factor * (1 - keep) + inv_freq * keep, _yarn_attention_factor(scaling)
+    return inv_freq / scaling.factor * (1 - keep) + inv_freq * keep, yarn_attention_factor(scaling)
 
 
 def apply_rope(x: Tensor, rope: Rope) -> Tensor:
@@ -55,6 +55,19 @@ def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def yarn_attention_factor(scaling: RopeScaling) -> float:
+    """Return what cos and sin are multiplied by."""
+
+    def boost(mscale: float) -> float:
+        return 1.0 if scaling.factor <= 1 else 0.1 * mscale * math.log(scaling.factor) + 1.0
+
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if scaling.mscale and scaling.mscale_all_dim:
+        return boost(scaling.mscale) / boost(scaling.mscale_all_dim)
+    return boost(1.0)
 
 
 def _yarn_keep(scaling: RopeScaling, r: int, theta: float, device: torch.device) -> Tensor:
@@ -74,14 +87,3 @@ def _yarn_keep(scaling: RopeScaling, r: int, theta: float, device: torch.device)
         high += 0.001  # a ramp of width 0 would divide by zero
     pairs = torch.arange(r // 2, dtype=torch.float32, device=device)
     return 1 - ((pairs - low) / (high - low)).clamp(0, 1)
-
-
-def _yarn_attention_factor(scaling: RopeScaling) -> float:
-    def boost(mscale: float) -> float:
-        return 1.0 if scaling.factor <= 1 else 0.1 * mscale * math.log(scaling.factor) + 1.0
-
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    if scaling.mscale and scaling.mscale_all_dim:
-        return boost(scaling.mscale) / boost(scaling.mscale_all_dim)
-    return boost(1.0)
