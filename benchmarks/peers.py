@@ -25,8 +25,16 @@ def peer_python(name: str) -> Path:
         print(f"building the environment {name} (once)", file=sys.stderr, flush=True)
         venv.create(directory, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", description], check=True)
+        if unwanted := removed_after(description.read_text()):
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
         (directory / ".complete").touch()
     return python
+
+
+def removed_after(description: str) -> list[str]:
+    """Return the packages of a description's `# uninstall after: A B` lines: wanted by a peer's metadata, harmful there."""
+    marker = "# uninstall after:"
+    return [name for line in description.splitlines() if line.startswith(marker) for name in line[len(marker) :].split()]
 
 
 def run_in_peer(name: str, module: str, *arguments: str) -> int:
