@@ -25,16 +25,13 @@ def peer_python(name: str) -> Path:
         print(f"building the environment {name} (once)", file=sys.stderr, flush=True)
         venv.create(directory, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", description], check=True)
-        if unwanted := removed_after(description.read_text()):
+        if unwanted := _named(description, "# uninstall after:"):
             subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
         (directory / ".complete").touch()
+    if "ling" in _named(description, "# with:"):  # each time: it is quick, and entry points may have changed
+        command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT]
+        subprocess.run(command, check=True)
     return python
-
-
-def removed_after(description: str) -> list[str]:
-    """Return the packages of a description's `# uninstall after: A B` lines: wanted by a peer's metadata, harmful there."""
-    marker = "# uninstall after:"
-    return [name for line in description.splitlines() if line.startswith(marker) for name in line[len(marker) :].split()]
 
 
 def run_in_peer(name: str, module: str, *arguments: str) -> int:
@@ -42,3 +39,9 @@ def run_in_peer(name: str, module: str, *arguments: str) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     command = [str(peer_python(name)), "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def _named(description: Path, marker: str) -> list[str]:
+    """Return the packages that a description's comment `marker` names."""
+    lines = description.read_text(encoding="utf-8").splitlines()
+    return [name for line in lines if line.startswith(marker) for name in line.removeprefix(marker).split()]

@@ -95,7 +95,7 @@ def run_conversion(asked: Conversion) -> None:
         return _describe(asked, source, export)
     if asked.mtp == "separate":
         target = asked.mtp_target or asked.target.with_name(f"{asked.target.name}-mtp")
-        with _progress(f"MTP layers to {target.name}") as progress:
+        with show_progress(f"MTP layers to {target.name}") as progress:
             convert.mtp_to_safetensors(source, target, export, overwrite=asked.overwrite, progress=progress)
         print(target)
     if asked.mtp != "keep":
@@ -110,7 +110,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
     from ling.checkpoint import convert
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(asked.dtype or "")
-    with _progress(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
+    with show_progress(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
         if asked.to == "safetensors":
             convert.to_safetensors(
                 source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
@@ -126,7 +126,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
                 tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
             )  # fmt: skip
     if asked.verify:
-        with _progress(f"verifying {asked.target.name}") as progress:
+        with show_progress(f"verifying {asked.target.name}") as progress:
             count = convert.verify(source, asked.target, export if asked.to == "safetensors" else None, progress)
         Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
 
@@ -164,7 +164,8 @@ def _check(asked: Conversion) -> None:
 
 
 @contextmanager
-def _progress(description: str) -> Iterator["Advance"]:
+def show_progress(description: str) -> Iterator["Advance"]:
+    """Show a bar on stderr while tensors are written; yields what moves it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=None)
