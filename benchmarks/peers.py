@@ -24,7 +24,8 @@ def peer_python(name: str) -> Path:
     if not (directory / ".complete").exists():
         print(f"building the environment {name} (once)", file=sys.stderr, flush=True)
         venv.create(directory, with_pip=True, clear=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--requirement", description], check=True)
+        alone = ["--no-deps"] if "# alone" in description.read_text(encoding="utf-8").splitlines() else []
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *alone, "--requirement", description], check=True)
         if unwanted := _named(description, "# uninstall after:"):
             subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
         (directory / ".complete").touch()
@@ -32,6 +33,12 @@ def peer_python(name: str) -> Path:
         command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT]
         subprocess.run(command, check=True)
     return python
+
+
+def peer_packages(name: str) -> Path:
+    """Return the directory that holds the packages of environment `name`, building it if its description is new."""
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.check_output([peer_python(name), "-c", code], text=True).strip())
 
 
 def run_in_peer(name: str, module: str, *arguments: str) -> int:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from benchmarks.peers import run_in_peer
+
 from ling.checkpoint import load_model
 from ling.checkpoint.pieces import open_pieces
 from ling.compat.handover import plan_handover, write_handover
@@ -80,7 +80,8 @@ def test_vllm_gives_our_greedy_tokens(tmp_path: Path, yarn: float | None, record
         far = gaps(llm.model, prompt, mine)
         clear = next((i for i, gap in enumerate(far) if gap < CLOSE), len(mine))
         assert other[:clear] == mine[:clear], (
-            f"after {llm.tokenizer.decode(prompt)!r}: {llm.tokenizer.decode(other)!r}, ours {llm.tokenizer.decode(mine)!r}"
+            f"after {llm.tokenizer.decode(prompt)!r}\ntheirs: {llm.tokenizer.decode(other)!r}\n"
+            f"ours: {llm.tokenizer.decode(mine)!r}"
         )
         compared += clear
         whole += clear == len(mine)

@@ -41,7 +41,7 @@ def launch_lines(directory: str, model: ModelConfig, serving: Serving) -> list[s
 def notes(source: ModelConfig, model: ModelConfig, precision: Precision, serving: Serving) -> list[str]:
     """Return what a person should know before starting it."""
     said = [
-        "install ling beside vLLM: its plugin gives vLLM the configuration class (if VLLM_PLUGINS is set, name it there)"
+        "install ling beside vLLM: its plugin gives vLLM the configuration class (if VLLM_PLUGINS is set, add ling)"
     ]
     if source.num_nextn_predict_layers:
         said.append("the MTP layer was left out: vLLM drafts with later models of the family only; SGLang takes it")
