@@ -91,15 +91,9 @@ def test_files_are_copied_where_links_cannot_be(tiny: Path, tmp_path: Path, monk
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float8"])
 def test_the_stored_precision_is_kept_unless_another_is_asked_for(precision: str, tmp_path: Path) -> None:
-    wide: dict[str, int] = {
-        "num_nextn_predict_layers": 0,
-        "hidden_size": 256,
-        "head_dim": 128,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "rotary_dim": 64,
-    }
-    wide |= {"intermediate_size": 256, "moe_intermediate_size": 128, "moe_shared_expert_intermediate_size": 128}
+    widths = ("intermediate_size", "moe_intermediate_size", "moe_shared_expert_intermediate_size", "head_dim")
+    wide = dict.fromkeys(widths, 128) | {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 1}
+    wide |= {"rotary_dim": 64, "num_nextn_predict_layers": 0}
     export = ExportFormat(precision=precision)  # type: ignore[arg-type]
     save_model(tiny_model(**wide), tmp_path / "source", export=export)
     config, shards = hand_over(tmp_path / "source", "vllm", tmp_path / "kept")

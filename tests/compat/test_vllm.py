@@ -71,22 +71,25 @@ def test_vllm_parses_the_launch_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("yarn", [None, 4.0])
-def test_vllm_gives_our_greedy_tokens(tmp_path: Path, yarn: float | None) -> None:
+@pytest.mark.parametrize(
+    "serving",
+    [Serving(), Serving(yarn=4.0), Serving(tensor_parallel_size=2), Serving(pipeline_parallel_size=2)],
+    ids=["plain", "yarn", "tensor parallel", "pipeline parallel"],
+)
+def test_vllm_gives_our_greedy_tokens(tmp_path: Path, serving: Serving) -> None:
     directory = tmp_path / "model"
-    plan = plan_handover(
-        open_pieces(bundled_directory()), "vllm", str(directory), dtype="float32", serving=Serving(yarn=yarn)
-    )
+    plan = plan_handover(open_pieces(bundled_directory()), "vllm", str(directory), dtype="float32", serving=serving)
     write_handover(plan, directory)
     llm = LLM.load(directory)
-    assert llm.model.config.max_position_embeddings == 512 * (yarn or 1)
+    assert llm.model.config.max_position_embeddings == 512 * (serving.yarn or 1)
     prompts, chats = texts(llm), conversations()
     ours = llm.generate(prompts, SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True))
     answers = llm.chat(chats, SamplingParams(max_tokens=MAX_TOKENS))
 
     request, answer = tmp_path / "request.json", tmp_path / "answer.json"
     asked = {"directory": str(directory), "prompts": prompts, "conversations": chats, "max_tokens": MAX_TOKENS}
-    request.write_text(json.dumps({**asked, "options": {"dtype": "float32"}}), encoding="utf-8")
+    sizes = {name: getattr(serving, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
+    request.write_text(json.dumps({**asked, "options": {"dtype": "float32", **sizes}}), encoding="utf-8")
     assert run_in_peer("vllm_cpu", "benchmarks.vllm_greedy", str(request), str(answer)) == 0
     theirs = json.loads(answer.read_text(encoding="utf-8"))
 
