@@ -26,6 +26,8 @@ from ling.checkpoint.pieces import (
     open_pieces,
 )
 from ling.checkpoint.save import ExportFormat, config_json, encode, write_checkpoint, write_pieces_as_safetensors
+from ling.checkpoint.shards import Shards, take_over_shards
+from ling.checkpoint.source import TensorSource
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES
 from ling.config import write_published
 from ling.errors import CheckpointError
@@ -49,11 +51,13 @@ def to_safetensors(
     overwrite: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> None:
     """Write `source` as a Hugging Face directory.
 
     tokenizer  directory whose files replace those that come with the source
     workers    files written at the same time, each with the source opened for itself
+    finish     is called last with the directory before it appears under its name, to add or replace small files
     Interrupted with Ctrl-C, the same call goes on from the files that are whole.
     """
     files = _files(source, tokenizer)
@@ -67,10 +71,35 @@ def to_safetensors(
 
     write_checkpoint(
         target, source.config, make, export, max_shard_bytes=max_shard_bytes, overwrite=overwrite,
-        finish=lambda directory: write_beside(directory, source, files, export, name=target.name),
+        finish=lambda directory: _finish(directory, source, files, export, target.name, finish),
         advance=_counter(published_pieces(source.config), progress), workers=workers,
         resume=_fingerprint(source, export, max_shard_bytes),
     )  # fmt: skip
+
+
+def take_over_safetensors(
+    source: PieceSource,
+    target: Path,
+    export: ExportFormat,
+    finish: Callable[[Path], None],
+    *,
+    tokenizer: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Shards:
+    """Put the files of a safetensors `source` into `target` with no value changed; linked where that can be.
+
+    export  what the files hold already, for the model card
+    finish  as in `to_safetensors`; config.json is its to write
+    Tensors that `source.config` has no place for are left out.
+    """
+    files = _files(source, tokenizer)
+    _check_target(source, target)
+    wanted = {key for piece in published_pieces(source.config) for key in (piece.key, piece.scale_key)}
+    with atomic_directory(target, overwrite=overwrite) as partial:
+        shards = take_over_shards(TensorSource(source.directory), partial, wanted, progress)
+        _finish(partial, source, files, export, target.name, finish)
+    return shards
 
 
 def mtp_to_safetensors(
@@ -258,3 +287,16 @@ def _counter(pieces: list[Piece], progress: Progress | None) -> Callable[[int], 
 
 def _files(source: PieceSource, tokenizer: Path | None) -> list[Path]:
     return source.tokenizer_files() if tokenizer is None else files_of_tokenizer(tokenizer)
+
+
+def _finish(
+    directory: Path,
+    source: PieceSource,
+    files: list[Path],
+    export: ExportFormat,
+    name: str,
+    finish: Callable[[Path], None] | None,
+) -> None:
+    write_beside(directory, source, files, export, name=name)
+    if finish is not None:
+        finish(directory)

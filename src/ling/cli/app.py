@@ -19,6 +19,7 @@ from ling.cli.chat import chat
 from ling.cli.config import config
 from ling.cli.convert import convert
 from ling.cli.demo.command import demo
+from ling.cli.export import export
 from ling.cli.generate import generate
 from ling.cli.merge import merge
 from ling.errors import LingError
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, convert, merge, config):
+for command in (demo, chat, generate, convert, merge, export, config):
     app.command()(command)
 
 

@@ -52,6 +52,9 @@ _RESOLVED = {
 _RESHAPED = {"rope_scaling", "rope_parameters", "eos_token_id", "torch_dtype", "dtype"}
 """Those of them that JSON writes in another form than the field's; each is checked where it is converted."""
 
+PUBLISHED_KEYS = frozenset({*_PLAIN, *_FIXED, *_RESOLVED, "architectures", "model_type"})
+"""What `read_published` gives a meaning to."""
+
 
 def read_published(config: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
     """Build the ModelConfig that a published `config.json` means.

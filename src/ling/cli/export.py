@@ -1,0 +1,82 @@
+"""`ling export`: hand a checkpoint over to vLLM, SGLang or LLaMA-Factory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from ling.cli.progress import counted
+from ling.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ling.checkpoint.shards import Shards
+    from ling.compat.handover import Handover
+
+_PROGRAMS = ("vllm", "sglang", "llamafactory")
+_PRECISIONS = ("float32", "bfloat16", "float8")
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="Hugging Face directory, training checkpoint, or Megatron's.")],
+    target: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
+    program: Annotated[str, typer.Option("--for", help="vllm, sglang or llamafactory.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float8; left out: as stored, where that is one of them.")
+    ] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="Devices that share each layer.")] = 1,
+    pipeline_parallel_size: Annotated[int, typer.Option(help="Stages that the layers are dealt out to.")] = 1,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer; left out: the model's context.", show_default=False)
+    ] = None,
+    yarn: Annotated[
+        float | None, typer.Option(help="Stretch the context by this factor (4: 32K to 128K).", show_default=False)
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+) -> None:
+    """Write a checkpoint as vLLM, SGLang or LLaMA-Factory load it, and print the commands that start them."""
+    if program not in _PROGRAMS:
+        raise ConfigError(f"--for {program} is not known; use {', '.join(_PROGRAMS)}")
+    if dtype is not None and dtype not in _PRECISIONS:
+        raise ConfigError(f"--dtype {dtype} is not known; use {', '.join(_PRECISIONS)}")
+    sizes = {
+        "--tensor-parallel-size": tensor_parallel_size != 1, "--pipeline-parallel-size": pipeline_parallel_size != 1,
+        "--max-model-len": max_model_len is not None,
+    }  # fmt: skip
+    if program == "llamafactory" and (given := [name for name, is_given in sizes.items() if is_given]):
+        raise ConfigError(f"{given[0]} is for serving; LLaMA-Factory's recipes take their sizes from its own launcher")
+    if tokenizer is not None and not tokenizer.is_dir():
+        raise ConfigError(f"--tokenizer {tokenizer} is not a directory")
+    from ling.checkpoint.pieces import open_pieces
+    from ling.compat.handover import PROGRAMS, plan_handover, write_handover
+    from ling.compat.serving import Serving
+
+    serving = Serving(
+        tensor_parallel_size=tensor_parallel_size, pipeline_parallel_size=pipeline_parallel_size,
+        max_model_len=max_model_len, yarn=yarn,
+    )  # fmt: skip
+    plan = plan_handover(
+        open_pieces(source), program, str(target), dtype=dtype, serving=serving, tokenizer=tokenizer,  # type: ignore[arg-type]
+    )  # fmt: skip
+    with counted(f"{source.name} for {PROGRAMS[program].NAME}") as progress:
+        shards = write_handover(plan, target, overwrite=overwrite, workers=workers, progress=progress)
+    stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+    stderr.print(f"weights: {_describe(plan, shards)}")
+    stderr.print(f"checked against {PROGRAMS[program].NAME} {PROGRAMS[program].VERSION}")
+    for note in plan.notes:
+        stderr.print(f"note: {note}")
+    print("\n".join(plan.launch))
+
+
+def _describe(plan: "Handover", shards: "Shards | None") -> str:
+    if shards is None:
+        return f"written as {plan.precision}"
+    kept = [f"{count} {what}" for count, what in ((shards.linked, "linked"), (shards.copied, "copied")) if count]
+    parts = [f"{plan.precision} as stored, files: {', '.join(kept) or 'none as they were'}"]
+    if shards.cut:
+        parts.append(f"{shards.cut} written again")
+    if shards.left_out:
+        parts.append(f"without {shards.left_out} tensors that the program does not take")
+    return ", ".join(parts)
