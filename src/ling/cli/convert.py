@@ -1,20 +1,17 @@
 """`ling convert`: any checkpoint becomes any other."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ling.cli.progress import progress_bar
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ling.checkpoint.convert import Progress as Advance
     from ling.checkpoint.pieces import PieceSource
     from ling.checkpoint.save import ExportFormat
 
@@ -95,7 +92,7 @@ def run_conversion(asked: Conversion) -> None:
         return _describe(asked, source, export)
     if asked.mtp == "separate":
         target = asked.mtp_target or asked.target.with_name(f"{asked.target.name}-mtp")
-        with _progress(f"MTP layers to {target.name}") as progress:
+        with progress_bar(f"MTP layers to {target.name}") as progress:
             convert.mtp_to_safetensors(source, target, export, overwrite=asked.overwrite, progress=progress)
         print(target)
     if asked.mtp != "keep":
@@ -110,7 +107,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
     from ling.checkpoint import convert
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(asked.dtype or "")
-    with _progress(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
+    with progress_bar(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
         if asked.to == "safetensors":
             convert.to_safetensors(
                 source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
@@ -126,7 +123,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
                 tokenizer=asked.tokenizer, overwrite=asked.overwrite, progress=progress,
             )  # fmt: skip
     if asked.verify:
-        with _progress(f"verifying {asked.target.name}") as progress:
+        with progress_bar(f"verifying {asked.target.name}") as progress:
             count = convert.verify(source, asked.target, export if asked.to == "safetensors" else None, progress)
         Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
 
@@ -161,11 +158,3 @@ def _check(asked: Conversion) -> None:
         raise ConfigError(f"--max-shard-size must be a positive number of GB, got {asked.max_shard_gb}")
     if asked.tokenizer is not None and not asked.tokenizer.is_dir():
         raise ConfigError(f"--tokenizer {asked.tokenizer} is not a directory")
-
-
-@contextmanager
-def _progress(description: str) -> Iterator["Advance"]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
