@@ -22,8 +22,8 @@ def quantization_config(model: ModelConfig) -> dict[str, Any]:
 def not_converted(model: ModelConfig) -> list[str]:
     """Return the Linear modules that stay as they are, in every form that engines compare with.
 
-    Some compare whole names, some ends, some any part: so `eh_proj` and its full name, but never `gate`, which is part of
-    `gate_proj`.
+    Some compare whole names, some ends, some any part: so `eh_proj` and its full name, but never `gate`, which is part
+    of `gate_proj`.
     """
     L = model.num_hidden_layers
     return [

@@ -43,18 +43,20 @@ def pickles(seen: Evidence) -> Iterator[Finding]:
     """Weights as pickles run code when they are loaded."""
     if found := [name for name in seen.files if name.endswith(_PICKLES)]:
         yield warning(
-            listed(found), "a pickle runs what it likes when it is loaded; some readers prefer it to safetensors",
+            listed(found),
+            "a pickle runs what it likes when it is loaded; some readers prefer it to safetensors",
             "remove it: the safetensors files hold the weights",
-        )  # fmt: skip
+        )
 
 
 def format_mark(seen: Evidence) -> Iterator[Finding]:
     """transformers refuses files whose header does not say who wrote them."""
     if unmarked := [name for name, header in seen.headers.items() if header.metadata.get("format") != "pt"]:
         yield warning(
-            listed(unmarked), 'the header lacks {"format": "pt"}, without which transformers 4 refuses the file',
+            listed(unmarked),
+            'the header lacks {"format": "pt"}, without which transformers 4 refuses the file',
             "write the checkpoint again with ling convert",
-        )  # fmt: skip
+        )
 
 
 def auto_map(seen: Evidence) -> Iterator[Finding]:
@@ -62,16 +64,18 @@ def auto_map(seen: Evidence) -> Iterator[Finding]:
     mapping = seen.raw_config.get("auto_map")
     if not mapping:
         yield note(
-            f"{CONFIG}: auto_map", "absent: transformers, vLLM and SGLang know this model only by its remote code",
+            f"{CONFIG}: auto_map",
+            "absent: transformers, vLLM and SGLang know this model only by its remote code",
             "for those, put the published modeling and configuration files beside it and name them here",
-        )  # fmt: skip
+        )
         return
     modules = sorted({_module(target) for target in (mapping.values() if isinstance(mapping, dict) else [mapping])})
     if lost := [name for name in modules if name not in seen.files and "--" not in name]:
         yield warning(
-            f"{CONFIG}: auto_map", f"it points to {listed(lost)}, which is not there: trust_remote_code fails",
+            f"{CONFIG}: auto_map",
+            f"it points to {listed(lost)}, which is not there: trust_remote_code fails",
             "copy the file from the model's repository, or remove auto_map",
-        )  # fmt: skip
+        )
 
 
 def _module(target: Any) -> str:
@@ -84,14 +88,13 @@ def _duplicates(seen: Evidence) -> Iterator[Finding]:
     if twice:
         yield error(
             listed(sorted({name for key in twice for name in seen.places[key]})),
-            f"{len(twice)} tensors lie in two files, such as {twice[0]}: which one counts depends on the reader", _BY_HAND,
-        )  # fmt: skip
+            f"{len(twice)} tensors lie in two files, such as {twice[0]}: which one counts depends on the reader",
+            _BY_HAND,
+        )
 
 
 def _entries(seen: Evidence, named: dict[str, str]) -> Iterator[Finding]:
-    wrong = [
-        key for key, name in named.items() if name in seen.headers and key not in seen.headers[name].tensors
-    ]  # fmt: skip
+    wrong = [key for key, name in named.items() if name in seen.headers and key not in seen.headers[name].tensors]
     if wrong:
         yield error(
             INDEX_NAME, f"it places {listed(wrong)} in a file that does not hold it", "write it anew", _rebuild(seen)
@@ -120,9 +123,11 @@ def _total_size(seen: Evidence) -> Iterator[Finding]:
     if seen.whole and told != size:
         shown = f"{told:,}" if isinstance(told, int) else "missing"
         yield warning(
-            f"{INDEX_NAME}: total_size", f"it is {shown}; the tensors have {size:,} bytes",
-            "write it anew", _rebuild(seen),
-        )  # fmt: skip
+            f"{INDEX_NAME}: total_size",
+            f"it is {shown}; the tensors have {size:,} bytes",
+            "write it anew",
+            _rebuild(seen),
+        )
 
 
 def _rebuild(seen: Evidence) -> Repair | None:

@@ -18,15 +18,19 @@ def declared(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     codes = [key for key, tensor in seen.stored.items() if tensor.dtype == _CODES]
     if told and not codes and seen.whole and seen.stored:
         yield error(
-            where, "it promises FP8, but no tensor is: engines wait for scales that do not exist",
-            "remove it", Edit(file=CONFIG, remove=("quantization_config",)),
-        )  # fmt: skip
+            where,
+            "it promises FP8, but no tensor is: engines wait for scales that do not exist",
+            "remove it",
+            Edit(file=CONFIG, remove=("quantization_config",)),
+        )
     elif codes and not told:
         scaled = all(key + SCALE_SUFFIX in seen.stored for key in codes)
         yield error(
-            where, f"absent, but {len(codes)} tensors are FP8: engines take the codes for values", "write it",
+            where,
+            f"absent, but {len(codes)} tensors are FP8: engines take the codes for values",
+            "write it",
             Edit(file=CONFIG, set={"quantization_config": quantization_config(model)}) if scaled else None,
-        )  # fmt: skip
+        )
     elif codes and told:
         yield from _blocks(told, where)
 
@@ -50,20 +54,26 @@ def kept_unquantized(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     if any(not any(module.endswith(name) for name in names) for module in held):
         whole = {**told, "modules_to_not_convert": sorted({*names, *not_converted(model)})}
         yield warning(
-            where, "it does not name eh_proj, which has no scales: SGLang and transformers then wait for some and "
-            "draft with garbage", "name it", Edit(file=CONFIG, set={"quantization_config": whole}),
-        )  # fmt: skip
+            where,
+            "it does not name eh_proj, which has no scales: SGLang and transformers then wait for some and "
+            "draft with garbage",
+            "name it",
+            Edit(file=CONFIG, set={"quantization_config": whole}),
+        )
     if "gate" in names or "mlp.gate" in names:
         yield warning(
-            where, "gate also matches gate_proj in engines that look for parts of names", "remove it: routers are no Linear there"
+            where,
+            "gate also matches gate_proj in engines that look for parts of names",
+            "remove it: routers are no Linear there",
         )
     plain = [p.key for p in published_pieces(model) if p.quantized and seen.stored.get(p.key)]
     plain = [key for key in plain if seen.stored[key].dtype != _CODES and not any(name in key for name in names)]
     if plain:
         yield warning(
-            listed(plain), f"{len(plain)} matrices are not FP8 although engines take them to be",
+            listed(plain),
+            f"{len(plain)} matrices are not FP8 although engines take them to be",
             "convert again with --dtype float8, or name their modules in modules_to_not_convert",
-        )  # fmt: skip
+        )
 
 
 def _blocks(told: Any, where: str) -> Iterator[Finding]:
@@ -71,9 +81,10 @@ def _blocks(told: Any, where: str) -> Iterator[Finding]:
     block = told.get("weight_block_size") if isinstance(told, Mapping) else None
     if method != "fp8" or block != [128, 128]:
         yield error(
-            where, f"quant_method {str(method)[:20]} with blocks {str(block)[:20]}; this family has fp8 with [128, 128]",
+            where,
+            f"quant_method {str(method)[:20]} with blocks {str(block)[:20]}; this family has fp8 with [128, 128]",
             "convert again with --dtype float8",
-        )  # fmt: skip
+        )
 
 
 def _faults(seen: Evidence, model: ModelConfig) -> Iterator[tuple[list[str], str, str]]:

@@ -1,13 +1,13 @@
 """Headers of safetensors files, read without the library so that damage can be described, and without the data.
 
-Eight bytes of header length, a JSON header, the tensors' bytes. Nothing is allocated by what a header claims: its length
-is held against the file's size first, and offsets are only compared.
+Eight bytes of header length, a JSON header, the tensors' bytes. Nothing is allocated by what a header claims: its
+length is held against the file's size first, and offsets are only compared.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ling.errors import CheckpointError
 
@@ -95,7 +95,7 @@ def _tensor(key: str, told: Any) -> TensorHeader:
     return TensorHeader(dtype, tuple(shape), *offsets)
 
 
-def _counts(numbers: Any) -> bool:
+def _counts(numbers: Any) -> TypeGuard[list[int]]:
     return isinstance(numbers, list) and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
 
 
@@ -104,7 +104,9 @@ def _check_extents(tensors: dict[str, TensorHeader], size: int) -> None:
     end = 0
     for key, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != end:
-            raise CheckpointError(f"has a {'gap' if tensor.start > end else 'doubly used byte'} before tensor {key[:80]}")
+            raise CheckpointError(
+                f"has a {'gap' if tensor.start > end else 'doubly used byte'} before tensor {key[:80]}"
+            )
         end = tensor.end
     if size < end:
         raise CheckpointError(f"is truncated: {size:,} of {end:,} bytes of tensors are there")

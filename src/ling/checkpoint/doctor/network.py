@@ -23,9 +23,12 @@ _WHERE_MISSING = {
 }
 """Keys that are missing or null, and who then does what."""
 _OF_EXPERTS = {
-    "score_function", "norm_topk_prob", "moe_router_enable_expert_bias", "num_shared_experts",
+    "score_function",
+    "norm_topk_prob",
+    "moe_router_enable_expert_bias",
+    "num_shared_experts",
     "moe_shared_expert_intermediate_size",
-}  # fmt: skip
+}
 
 
 def said_in_full(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
@@ -38,9 +41,10 @@ def said_in_full(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
             )
     if seen.config.get("routed_scaling_factor") is None and model.num_moe_layers:
         yield warning(
-            f"{CONFIG}: routed_scaling_factor", "missing: every reader takes 1.0, the Ling 2.0 models have 2.5",
+            f"{CONFIG}: routed_scaling_factor",
+            "missing: every reader takes 1.0, the Ling 2.0 models have 2.5",
             "write the factor the model was trained with",
-        )  # fmt: skip
+        )
 
 
 def router_precision(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
@@ -49,18 +53,22 @@ def router_precision(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     if model.num_moe_layers and told != "fp32":
         shown = "missing" if told is None else f"{str(told)[:20]!r}"
         yield warning(
-            f"{CONFIG}: router_dtype", f"{shown}: vLLM and SGLang then hold the router in bfloat16 and choose other experts",
-            "write fp32", _set(router_dtype="fp32"),
-        )  # fmt: skip
+            f"{CONFIG}: router_dtype",
+            f"{shown}: vLLM and SGLang then hold the router in bfloat16 and choose other experts",
+            "write fp32",
+            _set(router_dtype="fp32"),
+        )
 
 
 def expert_groups(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     """No groups is spelt as one group of all experts, which every reader computes alike."""
     if model.num_moe_layers and model.n_group == 0:
         yield warning(
-            f"{CONFIG}: n_group, topk_group", "0 means no groups to the converter and to SGLang; transformers and vLLM fail",
-            "write 1 and 1: one group of all experts is the same choice", _set(n_group=1, topk_group=1),
-        )  # fmt: skip
+            f"{CONFIG}: n_group, topk_group",
+            "0 means no groups to the converter and to SGLang; transformers and vLLM fail",
+            "write 1 and 1: one group of all experts is the same choice",
+            _set(n_group=1, topk_group=1),
+        )
 
 
 def expert_bias_precision(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
@@ -68,10 +76,12 @@ def expert_bias_precision(seen: Evidence, model: ModelConfig) -> Iterator[Findin
     biases = [p.key for p in published_pieces(model) if p.float32 and p.key in seen.stored]
     if rounded := [key for key in biases if seen.stored[key].dtype in ("BF16", "F16")]:
         yield warning(
-            listed(rounded, 1), f"{len(rounded)} expert biases are {seen.stored[rounded[0]].dtype}: rounded, they choose other experts",
+            listed(rounded, 1),
+            f"{len(rounded)} expert biases are {seen.stored[rounded[0]].dtype}: rounded, they choose other experts",
             "convert again from the training checkpoint; --fix makes them F32, which readers expect, "
-            "but what rounding took is lost", Widen(tuple(rounded)),
-        )  # fmt: skip
+            "but what rounding took is lost",
+            Widen(tuple(rounded)),
+        )
 
 
 def dtype_of_weights(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
@@ -83,9 +93,11 @@ def dtype_of_weights(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
         (first, *others) = sorted(floats)
         clear = not others and first != "F16"
         yield warning(
-            f"{CONFIG}: torch_dtype", f"{model.torch_dtype}, but the tensors are {' and '.join(sorted(floats))}: readers cast",
-            f"write {spelt[first]}" if clear else "convert to one dtype", _set(torch_dtype=spelt[first]) if clear else None,
-        )  # fmt: skip
+            f"{CONFIG}: torch_dtype",
+            f"{model.torch_dtype}, but the tensors are {' and '.join(sorted(floats))}: readers cast",
+            f"write {spelt[first]}" if clear else "convert to one dtype",
+            _set(torch_dtype=spelt[first]) if clear else None,
+        )
     both = seen.config.get("torch_dtype"), seen.config.get("dtype")
     if None not in both and str(both[0]) != str(both[1]):
         yield error(f"{CONFIG}: torch_dtype, dtype", f"{both[0]} contradicts {both[1]}", "remove the wrong one")
@@ -97,13 +109,15 @@ def mtp_in_engines(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
         return
     if model.num_nextn_predict_layers > 1:
         yield warning(
-            f"{CONFIG}: num_nextn_predict_layers", f"{model.num_nextn_predict_layers}: SGLang drafts with exactly one",
+            f"{CONFIG}: num_nextn_predict_layers",
+            f"{model.num_nextn_predict_layers}: SGLang drafts with exactly one",
             "for SGLang, convert with --mtp drop",
-        )  # fmt: skip
+        )
     yield note(
-        f"{CONFIG}: num_nextn_predict_layers", "vLLM 0.33 refuses the MTP layer of this family; SGLang reads it",
+        f"{CONFIG}: num_nextn_predict_layers",
+        "vLLM 0.33 refuses the MTP layer of this family; SGLang reads it",
         "for vLLM, ling convert --mtp drop",
-    )  # fmt: skip
+    )
 
 
 def _set(**values: Any) -> Edit:

@@ -19,9 +19,7 @@ from ling.errors import CheckpointError
 _NEW, _OLD = ".doctor-new", ".bak"
 
 
-def mend(
-    directory: Path, findings: Sequence[Finding], progress: Callable[[int, int], None] | None = None
-) -> list[str]:
+def mend(directory: Path, findings: Sequence[Finding], progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Apply every repair of `findings`; return the names of the files that were written.
 
     progress  called with (bytes copied, bytes in all) while weights are rewritten
@@ -35,7 +33,9 @@ def mend(
                 new += _widen(directory, keys, progress)
             if any(isinstance(repair, RebuildIndex) for repair in repairs) or (new and _has_index(directory)):
                 new.append(_rebuild_index(directory))
-            new += [_edit(directory, name, repairs) for name in sorted({r.file for r in repairs if isinstance(r, Edit)})]
+            new += [
+                _edit(directory, name, repairs) for name in sorted({r.file for r in repairs if isinstance(r, Edit)})
+            ]
             for path in new:
                 _sync(path)
             return [_swap(path) for path in new]
@@ -98,7 +98,7 @@ def _write_json(path: Path, tree: dict[str, Any]) -> Path:
 def _refuse_link(path: Path) -> None:
     if path.is_symlink():
         raise CheckpointError(
-            f"{path} is a link, as in a hub's cache, which others read too: copy the directory (cp -rL) and mend the copy"
+            f"{path} is a link, as in a hub's cache, which others read too: copy the directory (cp -rL), mend the copy"
         )
 
 

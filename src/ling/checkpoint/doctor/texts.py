@@ -12,12 +12,16 @@ from ling.tokenizer import Tokenizer
 def tokenizer_there(seen: Evidence) -> Iterator[Finding]:
     """A tokenizer lies beside the weights, and starts no text with a token of its own."""
     if "tokenizer.json" not in seen.files:
-        yield warning("tokenizer.json", "absent: the weights cannot be talked to", "copy the model's tokenizer beside them")
+        yield warning(
+            "tokenizer.json", "absent: the weights cannot be talked to", "copy the model's tokenizer beside them"
+        )
     if seen.tokenizer_config.get("add_bos_token"):
         yield warning(
-            f"{TOKENIZER_CONFIG}: add_bos_token", "true: no Ling prompt starts with a BOS token", "write false",
+            f"{TOKENIZER_CONFIG}: add_bos_token",
+            "true: no Ling prompt starts with a BOS token",
+            "write false",
             Edit(file=TOKENIZER_CONFIG, set={"add_bos_token": False}),
-        )  # fmt: skip
+        )
 
 
 def stop_ids(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
@@ -32,12 +36,17 @@ def stop_ids(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
         if lacking:
             told = "absent" if GENERATION not in seen.files else "missing" if not given else str(given)
             yield warning(
-                f"{GENERATION}: eos_token_id", f"{told}: engines run on past {_spelt(tokenizer, lacking)}",
-                f"write {sorted({*needed, *given})}", Edit(
-                    file=GENERATION, set={"eos_token_id": sorted({*needed, *given}) if given else written,
-                                          **_completing(seen, tokenizer)},
+                f"{GENERATION}: eos_token_id",
+                f"{told}: engines run on past {_spelt(tokenizer, lacking)}",
+                f"write {sorted({*needed, *given})}",
+                Edit(
+                    file=GENERATION,
+                    set={
+                        "eos_token_id": sorted({*needed, *given}) if given else written,
+                        **_completing(seen, tokenizer),
+                    },
                 ),
-            )  # fmt: skip
+            )
     if lacking := [x for x in needed if x not in model.eos_token_ids]:
         text = f"{list(model.eos_token_ids)} leaves out {_spelt(tokenizer, lacking)}"
         both = sorted({*needed, *model.eos_token_ids})
@@ -57,9 +66,10 @@ def chat_template(seen: Evidence) -> Iterator[Finding]:
         yield warning(where, lost, fix) if seen.tokenizer.is_chat else note(where, "absent: fine for a base model", fix)
     if told and own and _text(seen, TEMPLATE).strip() != str(told).strip():
         yield warning(
-            TEMPLATE, f"it differs from chat_template in {TOKENIZER_CONFIG}; transformers takes the file, others the key",
+            TEMPLATE,
+            f"it differs from chat_template in {TOKENIZER_CONFIG}; transformers takes the file, others the key",
             "remove the wrong one",
-        )  # fmt: skip
+        )
 
 
 def _completing(seen: Evidence, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -55,11 +55,14 @@ def _findings(faults: dict[str, list[str]]) -> Iterator[Finding]:
     if keys := faults["nan"]:
         yield error(listed(keys), f"{len(keys)} tensors have values that are NaN or infinite", again)
     if keys := faults["scale"]:
-        yield error(listed(keys), f"{len(keys)} grids of scales are not positive", "convert again from a whole checkpoint")
+        yield error(
+            listed(keys), f"{len(keys)} grids of scales are not positive", "convert again from a whole checkpoint"
+        )
     if keys := faults["zero"]:
         yield warning(listed(keys), f"{len(keys)} tensors are zero throughout", "a matrix that was never filled?")
     if keys := faults["rounded"]:
         yield note(
-            listed(keys), f"{len(keys)} expert biases hold bfloat16 values: they were rounded once",
+            listed(keys),
+            f"{len(keys)} expert biases hold bfloat16 values: they were rounded once",
             "convert again from the training checkpoint for the exact ones",
-        )  # fmt: skip
+        )
