@@ -20,6 +20,7 @@ from ling.cli.config import config
 from ling.cli.convert import convert
 from ling.cli.demo.command import demo
 from ling.cli.doctor import doctor
+from ling.cli.download import download
 from ling.cli.generate import generate
 from ling.errors import LingError
 from ling.version import __version__
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, convert, doctor, config):
+for command in (demo, chat, generate, convert, doctor, download, config):
     app.command()(command)
 
 

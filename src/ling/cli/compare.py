@@ -54,14 +54,13 @@ def read_prompts(file: Path | None, count: int | None) -> tuple[str, ...]:
 
 def run_comparison(directory: Path, other: str, question: Question) -> "Agreement":
     """Continue every prompt on both sides; a second checkpoint is loaded before ours, not beside it."""
-    from ling.cli.models import open_model, resolve_checkpoint
+    from ling.cli.models import open_model
     from ling.cli.progress import progress_bar
     from ling.eval.agreement import Agreement, compare
 
     endpoint = _endpoint(other, question)  # first: one that does not answer costs no loading
     if endpoint is None:
-        path = resolve_checkpoint(Path(other))
-        second = open_model(path, num_drafts=0)
+        second = open_model(Path(other), num_drafts=0)
         theirs = _ours(second, _encode(second, question), question.max_tokens)
         del second
     llm = open_model(directory, num_drafts=0)

@@ -45,7 +45,7 @@ class Conversion:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Hugging Face directory, training checkpoint, or Megatron's.")],
+    source: Annotated[Path, typer.Argument(help="Hugging Face directory or name, training checkpoint, or Megatron's.")],
     target: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
     to: Annotated[str, typer.Option(help="safetensors, training or megatron.")] = "safetensors",
     dtype: Annotated[
@@ -83,10 +83,11 @@ def run_conversion(asked: Conversion) -> None:
     """Convert with a progress bar; shared with the published scripts' command lines."""
     _check(asked)
     from ling.checkpoint import convert
+    from ling.checkpoint.hub import resolve_checkpoint
     from ling.checkpoint.pieces import open_pieces
     from ling.checkpoint.save import ExportFormat
 
-    source = open_pieces(asked.source)
+    source = open_pieces(resolve_checkpoint(asked.source))
     export = ExportFormat(precision=asked.dtype or "bfloat16", fp8_scales=asked.fp8_scales or "published")  # type: ignore[arg-type]
     if asked.dry_run:
         return _describe(asked, source, export)

@@ -42,8 +42,8 @@ def doctor(
     Exit code 0 unless there are errors; with --strict, unless there are errors or warnings.
     """
     from ling.checkpoint.doctor import examine, mend
+    from ling.checkpoint.hub import resolve_checkpoint
     from ling.cli.compare import Question, agreement_json, print_agreement, read_prompts, run_comparison
-    from ling.cli.models import resolve_checkpoint
     from ling.cli.progress import progress_bar
 
     if compare is None and (prompts or num_prompts or model_name or api_key_file or raw):
