@@ -1,4 +1,4 @@
-"""As much of Hugging Face's server as its client asks for: listing, tree, files with hashes and ranges; and accidents."""
+"""As much of Hugging Face's server as its client asks for: listing, tree, files with hashes, ranges; and accidents."""
 
 import hashlib
 import json

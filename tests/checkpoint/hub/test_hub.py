@@ -244,18 +244,21 @@ def scope(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             return str(snapshot)
 
         class HubApi:
-            endpoint = fake.url
-
-            def get_model_files(self, name, revision=None, recursive=True):
+            def list_repo_files(self, name, kind, *, revision=None):
                 if name != NAME:
                     raise RuntimeError("no such\nmodel")
-                return [{"Path": p, "Size": len(c), "Sha256": hub_sha(fake, p)} for p, c in fake.files.items()]
+                assert kind == "model"
+                files = fake.files.items()
+                return [
+                    types.SimpleNamespace(path=p, size=len(c), type="blob", sha256=hub_sha(fake, p)) for p, c in files
+                ]
 
-        library, api, package = types.ModuleType("modelscope"), types.ModuleType("api"), types.ModuleType("hub")
+        library, api = types.ModuleType("modelscope"), types.ModuleType("modelscope_hub")
         library.snapshot_download, api.HubApi = snapshot_download, HubApi
+        api.HubConfig = lambda: types.SimpleNamespace(endpoint=fake.url)
         library.__spec__ = types.SimpleNamespace()
-        for name, module in (("", library), (".hub", package), (".hub.api", api)):
-            monkeypatch.setitem(sys.modules, f"modelscope{name}", module)
+        monkeypatch.setitem(sys.modules, "modelscope", library)
+        monkeypatch.setitem(sys.modules, "modelscope_hub", api)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         yield fake.files
@@ -284,7 +287,7 @@ def test_what_modelscope_refuses_is_one_line(scope: dict[str, bytes], monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(CheckpointError, match=r"cannot download owner/none from http.* \(no such model\)"):
         download("owner/none", hub="modelscope")
-    sys.modules["modelscope.hub.api"].HubApi.endpoint = "http://127.0.0.1:1"
+    sys.modules["modelscope_hub"].HubConfig = lambda: types.SimpleNamespace(endpoint="http://127.0.0.1:1")
     with pytest.raises(CheckpointError, match=r"http://127\.0\.0\.1:1 cannot be reached"):
         download(NAME, hub="modelscope")
 

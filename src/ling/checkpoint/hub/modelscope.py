@@ -15,7 +15,6 @@ from ling.errors import CheckpointError
 
 TITLE = "ModelScope"
 _SECONDS = 10.0
-_DEFAULT = "https://modelscope.cn"
 
 
 def is_installed() -> bool:
@@ -36,11 +35,11 @@ def cached(name: str, revision: str | None = None) -> Path | None:
 def fetch(name: str, revision: str | None = None) -> tuple[Path, Listing]:
     """Download what is needed of a model; return its directory and what the hub says of each file."""
     library = _library()
-    api = importlib.import_module("modelscope.hub.api").HubApi()
-    endpoint = str(getattr(api, "endpoint", None) or _DEFAULT)
+    basis = importlib.import_module("modelscope_hub")  # what modelscope itself stands on
+    api, endpoint = basis.HubApi(), str(basis.HubConfig().endpoint)
     _probe(name, endpoint)
     try:
-        told = dict(_entries(api.get_model_files(name, revision=revision, recursive=True)))
+        told = dict(_entries(api.list_repo_files(name, "model", revision=revision)))
 
         def index() -> dict[str, Any]:
             found = library.snapshot_download(name, revision=revision, allow_patterns=[INDEX_NAME])
@@ -77,7 +76,7 @@ def _probe(name: str, endpoint: str) -> None:
 
 def _entries(files: Any) -> list[tuple[str, Told]]:
     return [
-        (str(entry["Path"]), Told(entry.get("Size"), entry.get("Sha256") or None))
-        for entry in files
-        if entry.get("Type", "blob") != "tree"
+        (str(file.path), Told(file.size, getattr(file, "sha256", None) or None))
+        for file in files
+        if file.type != "tree"
     ]
