@@ -6,8 +6,9 @@ from pathlib import Path
 
 from ling.checkpoint.doctor import files, fp8, network, rotary, tensors, texts
 from ling.checkpoint.doctor.evidence import CONFIG, Evidence, gather
-from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding
+from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error
 from ling.config import ModelConfig
+from ling.errors import CheckpointError
 
 OF_FILES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     files.unreadable, files.index, files.pickles, files.format_mark, files.auto_map, texts.tokenizer_there,
@@ -32,7 +33,10 @@ def examine(directory: Path) -> list[Finding]:
     found = [named(finding, check) for check in OF_FILES for finding in check(seen)]
     if seen.model is not None:
         model = seen.model
-        found += [named(finding, check) for check in OF_THE_MODEL for finding in check(seen, model)]
+        try:
+            found += [named(finding, check) for check in OF_THE_MODEL for finding in check(seen, model)]
+        except CheckpointError as problem:  # a network that no checkpoint could hold
+            found.append(dataclasses.replace(error(CONFIG, str(problem), "mend config.json"), check="all-there"))
     if seen.nested:  # the changes are for a flat file
         found = [dataclasses.replace(f, repair=None) if _edits_config(f) else f for f in found]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

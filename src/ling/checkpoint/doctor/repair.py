@@ -58,8 +58,11 @@ def _edit(directory: Path, name: str, repairs: Sequence[object]) -> Path:
 def _rebuild_index(directory: Path) -> Path:
     """Write an index of the files that the old one names, and of numbered ones that it forgot."""
     path = directory / INDEX_NAME
-    old = read_json(path).get("weight_map") if path.exists() else None
-    named = set(old.values()) if isinstance(old, dict) else set()
+    try:
+        old = read_json(path).get("weight_map") if path.exists() else None
+    except CheckpointError:
+        old = None  # it is what is mended
+    named = {name for name in old.values() if isinstance(name, str)} if isinstance(old, dict) else set()
     weight_map: dict[str, str] = {}
     size = 0
     for file in sorted(directory.glob("*.safetensors")):
