@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.save import ExportFormat, encode, write_checkpoint
-from ling.cli.progress import counted
+from ling.cli.progress import progress_bar
 from ling.config import ModelConfig
 from ling.config.recipe import load_recipe
 
@@ -36,7 +36,7 @@ def main() -> None:
 def write_random(directory: Path, config: ModelConfig, export: ExportFormat, *, workers: int = 1) -> None:
     """Write a random model of `config` into `directory`, with a progress bar."""
     total, done = len(published_pieces(config)), 0
-    with counted(f"random weights to {directory.name}") as told:
+    with progress_bar(f"random weights to {directory.name}") as told:
 
         def advance(count: int) -> None:
             nonlocal done

@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.planner import ReadItem, SavePlanner
 
 from ling.checkpoint.atomic import atomic_directory
+from ling.checkpoint.dcp_claims import check_extent, check_records, stored_bytes
 from ling.checkpoint.restricted_pickle import read_dcp_metadata
 from ling.checkpoint.source import read_json
 from ling.errors import CheckpointError, LingError
@@ -116,7 +117,9 @@ class DcpSource:
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
         """Return one whole tensor, as stored; CheckpointError if it has not `shape`."""
         stored = self._stored(name)
-        tensor = torch.empty(stored.size if shape is None else shape, dtype=stored.properties.dtype)
+        self._check_shape(name, stored.size if shape is None else shape)
+        check_extent(name, stored, self._reader.num_bytes.get(name, 0), self.directory)
+        tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
         self.load_into({name: tensor})
         return tensor
 
@@ -125,14 +128,17 @@ class DcpSource:
             raise CheckpointError(f"{self.directory} lacks tensor {name}")
         return self.tensors[name]
 
+    def _check_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        if (stored := self._stored(name)).size != torch.Size(shape):
+            raise CheckpointError(
+                f"tensor {name} is {tuple(stored.size)} in {self.directory}, "
+                f"here it is {tuple(shape)}: the checkpoint is of another model"
+            )
+
     def load_into(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place; CheckpointError if one is missing or has another shape."""
         for name, tensor in tensors.items():
-            if (stored := self._stored(name)).size != tensor.shape:
-                raise CheckpointError(
-                    f"tensor {name} is {tuple(stored.size)} in {self.directory}, "
-                    f"here it is {tuple(tensor.shape)}: the checkpoint is of another model"
-                )
+            self._check_shape(name, tensor.shape)
         try:
             _one_process_is_fine()
             load(
@@ -166,12 +172,18 @@ class _SafeReader(FileSystemReader):
     @cached_property
     def _checked_metadata(self) -> Metadata:
         path = Path(self.path) / ".metadata"
-        metadata = read_dcp_metadata(path.read_bytes(), str(path))
-        for stored in (metadata.storage_data or {}).values():
-            if Path(stored.relative_path).name != stored.relative_path:
-                raise CheckpointError(f"{path} points outside its directory, to {stored.relative_path}")
+        try:
+            metadata = read_dcp_metadata(path.read_bytes(), str(path))
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        check_records(metadata, path)
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         return metadata
+
+    @cached_property
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes that the files hold of each tensor."""
+        return stored_bytes(self._checked_metadata, Path(self.path))
 
 
 class _TensorsOnly(DefaultLoadPlanner):

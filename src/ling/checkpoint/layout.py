@@ -4,6 +4,7 @@ A layout gives each `Piece` its place in a larger tensor. Both directions of eve
 what one writes the other reads.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from ling.checkpoint.names import Piece
 from ling.config import ModelConfig
+from ling.errors import CheckpointError
 
+_MOST_ROWS = 2**22
+"""Ling-1T has 10,240."""
 MODEL_PREFIX = "model/"
 """Of the model's tensors in our training checkpoints."""
 
@@ -66,7 +70,6 @@ def training_layout(model: ModelConfig) -> Layout:
 
 def megatron_layout(model: ModelConfig) -> Layout:
     """Return the places in Megatron's `torch_dist` checkpoints of this family."""
-    order = _query_groups_last(model)
 
     def place(piece: Piece) -> Place:
         prefix, name, moe = _locate(piece.key, model)
@@ -77,7 +80,11 @@ def megatron_layout(model: ModelConfig) -> Layout:
         prefix += "transformer_layer." if prefix.startswith("mtp.") else ""
         if name.startswith("attention.query_key_value."):
             suffix = name.rpartition(".")[2]
-            return Place(key=f"{prefix}self_attention.linear_qkv.{suffix}", shape=piece.shape, row_order=order)
+            return Place(
+                key=f"{prefix}self_attention.linear_qkv.{suffix}",
+                shape=piece.shape,
+                row_order=_query_groups_last(model),
+            )
         if name == "post_attention_layernorm.weight":
             return Place(key=prefix + ("pre_mlp_layernorm.weight" if moe else _DENSE_NORM), shape=piece.shape)
         if name in _LAYER:
@@ -139,9 +146,12 @@ def _stacked_shape(piece: Piece, model: ModelConfig) -> tuple[int, ...]:
     return (model.num_experts, 2 * rows if piece.rows is not None else rows, columns)
 
 
+@functools.lru_cache(maxsize=4)
 def _query_groups_last(model: ModelConfig) -> Tensor:
     """Return, per row of [all Q | all K | all V], its row where each group holds [its Q heads | K | V]."""
     A, K, D = model.num_attention_heads, model.num_key_value_heads, model.head_dim
+    if model.qkv_dim > _MOST_ROWS:
+        raise CheckpointError(f"the configuration describes {model.qkv_dim:,} rows of queries, keys and values")
     per_group = A // K
     grouped = torch.arange(model.qkv_dim).view(K, per_group + 2, D)
     return torch.cat([grouped[:, :per_group].reshape(-1), grouped[:, -2].reshape(-1), grouped[:, -1].reshape(-1)])

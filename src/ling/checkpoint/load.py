@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
-from ling.checkpoint.source import StoredTensor, TensorSource, read_json
+from ling.checkpoint.source import StoredTensor, TensorSource, quoted, read_json
 from ling.config import ModelConfig, read_published
+from ling.config.fields import shown
 from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.model.linear import Linear
@@ -161,6 +162,9 @@ def _check_keys(source: TensorSource, pieces: list[Piece], config: ModelConfig, 
             unexpected.append(key)
     if unexpected:
         raise CheckpointError(f"{directory} holds {_list(unexpected)}, which this model has no place for")
+    for piece in pieces:  # before anything is allocated by what the configuration says
+        for key in (piece.key, piece.scale_key) if piece.scale_key in source.tensors else (piece.key,):
+            _check_tensor(key, piece, source)
     for why, count in ignored.items():
         logger.warning("%s: left out %d tensors (%s)", directory, count, why)
 
@@ -191,12 +195,17 @@ def _check_quantization(directory: Path) -> None:
     declared = read_json(directory / "config.json").get("quantization_config")
     if not declared:
         return
-    method, block = declared.get("quant_method"), declared.get("weight_block_size")
-    if method != "fp8" or list(block or ()) != [128, 128]:
+    told = declared if isinstance(declared, dict) else {}
+    method, block = told.get("quant_method"), told.get("weight_block_size")
+    if method != "fp8" or block != [128, 128]:
         raise CheckpointError(
-            f"{directory / 'config.json'}: quantization {method} with blocks {block} is not supported; "
+            f"{directory / 'config.json'}: quantization {_word(method)} with blocks {shown(block)} is not supported; "
             "FP8 checkpoints of this family have quant_method fp8 and weight_block_size [128, 128]"
         )
+
+
+def _word(value: object) -> str:
+    return quoted(value) if isinstance(value, str) else shown(value)
 
 
 def _make_room_for_codes(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:
@@ -216,4 +225,4 @@ def _make_room_for_codes(model: CausalLM, source: TensorSource, pieces: list[Pie
 
 
 def _list(keys: list[str]) -> str:
-    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more tensors"
+    return quoted(keys[0]) if len(keys) == 1 else f"{quoted(keys[0])} and {len(keys) - 1} more tensors"

@@ -17,6 +17,7 @@ import torch
 
 from ling.checkpoint.restricted_pickle import read_plain_values
 from ling.config import ModelConfig, read_published
+from ling.config.fields import shown
 from ling.errors import CheckpointError
 
 COMMON_NAME = "common.pt"
@@ -30,6 +31,7 @@ _BACKENDS = {
     "common_backend_version": 1,
 }
 _PUBLISHED_SPECIAL_ID = 156892
+_MOST_DIGITS = 12
 _LARGEST_PICKLE = 64 * 2**20
 
 
@@ -41,7 +43,7 @@ def find_iteration(directory: Path) -> Path | None:
     if not latest.is_file():
         return None
     text = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if not text.isdigit():
+    if not (text.isdecimal() and text.isascii() and len(text) <= _MOST_DIGITS):
         raise CheckpointError(f"{latest} says {text[:40]!r}, not an iteration; point at one of its iter_ directories")
     iteration = directory / f"iter_{int(text):07d}"
     if not (iteration / COMMON_NAME).is_file():
@@ -79,8 +81,12 @@ def config_from_args(args: dict[str, Any], num_mtp_layers: int, where: str) -> M
             raise CheckpointError(f"{where} lacks args.{name}")
         return args[name]
 
-    heads, hidden = need("num_attention_heads"), need("hidden_size")
-    vocab = _round_up(need("vocab_size"), args.get("make_vocab_size_divisible_by") or 1)
+    def count(name: str) -> int:
+        return _positive(need(name), f"{where}: args.{name}")
+
+    heads, hidden = count("num_attention_heads"), count("hidden_size")
+    multiple = count("make_vocab_size_divisible_by") if args.get("make_vocab_size_divisible_by") else 1
+    vocab = _round_up(count("vocab_size"), multiple)
     special = _PUBLISHED_SPECIAL_ID if vocab > _PUBLISHED_SPECIAL_ID else None
     published = {
         "architectures": ["BailingMoeV2ForCausalLM"],
@@ -177,17 +183,28 @@ def write_common(iteration: Path, model: ModelConfig) -> None:
 def _first_k_dense(args: dict[str, Any]) -> int:
     """Return how many layers are dense, under any of its three names."""
     for name in ("first_k_dense", "first_k_dense_replace"):
+        if args.get(name):
+            return _positive(args[name], f"args.{name}")
         if args.get(name) is not None:
-            return int(args[name])
+            return 0
     frequency = args.get("moe_layer_freq", 1)
+    told = f"args.moe_layer_freq {shown(frequency)}"
     if isinstance(frequency, int):
         if frequency != 1:
-            raise CheckpointError(f"args.moe_layer_freq {frequency}: a sparse layer now and then is another network")
+            raise CheckpointError(f"{told}: a sparse layer now and then is another network")
         return 0
-    first = list(frequency).index(1) if 1 in frequency else len(frequency)
+    if not isinstance(frequency, list):
+        raise CheckpointError(f"{told} must be a list with a number per layer")
+    first = frequency.index(1) if 1 in frequency else len(frequency)
     if any(x != 1 for x in frequency[first:]):
-        raise CheckpointError(f"args.moe_layer_freq {frequency}: dense layers above sparse ones are another network")
+        raise CheckpointError(f"{told}: dense layers above sparse ones are another network")
     return first
+
+
+def _positive(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value < 2**63:
+        raise CheckpointError(f"{name} must be a positive integer, got {shown(value)}")
+    return value
 
 
 def _round_up(size: int, multiple: int) -> int:

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ling.config import ModelConfig
+from ling.errors import CheckpointError
 from ling.ops.fp8 import num_blocks
 
 SCALE_SUFFIX = "_scale_inv"
+_MOST_TENSORS = 500_000
+"""Ling-1T has 62,000."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,15 @@ class Piece:
 
 
 def published_pieces(model: ModelConfig) -> list[Piece]:
-    """List every tensor of a checkpoint of `model`, layer by layer; a tied head is not stored."""
+    """List every tensor of a checkpoint of `model`, layer by layer; a tied head is not stored.
+
+    Raises CheckpointError if there would be absurdly many: a configuration is only a claim.
+    """
+    if (count := model.num_stored_layers * (16 + 3 * model.num_experts)) > _MOST_TENSORS:
+        raise CheckpointError(
+            f"the configuration describes about {count:,} tensors ({model.num_stored_layers} layers of "
+            f"{model.num_experts} experts); no checkpoint has more than {_MOST_TENSORS:,}"
+        )
     H, V = model.hidden_size, model.vocab_size
     pieces = [_plain("model.word_embeddings.weight", V, H)]
     for layer in range(model.num_stored_layers):

@@ -3,6 +3,9 @@
 A pickle names the things it wants called. For `.metadata` we know the few plain records that torch writes, and refuse
 every other name. `common.pt` of Megatron may name anything; there every unknown name becomes an inert `Opaque`. Either
 way a checkpoint from a stranger can at worst be wrong.
+
+The standard library's unpickler in Python is used, not its C twin: that one allocates by what a pickle claims (an index
+into its memo, a length), so a few bytes could take all memory.
 """
 
 import argparse
@@ -34,7 +37,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+class _RestrictedUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
@@ -77,7 +80,7 @@ class Opaque:
         pass
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class _PlainUnpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = {("argparse", "Namespace"): argparse.Namespace, ("collections", "OrderedDict"): collections.OrderedDict}
         return known.get((module, name), Opaque)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ling.checkpoint.atomic import atomic_directory
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import SCALE_SUFFIX, Piece, published_pieces
+from ling.checkpoint.quantization import quantization_config
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, Entry, TensorSpec, write_shards
 from ling.config import ModelConfig, write_published
 from ling.model import CausalLM
@@ -19,13 +20,6 @@ from ling.ops.fp8 import dequantize_e4m3_block, quantize_e4m3_block
 
 Precision = Literal["float32", "bfloat16", "float8"]
 ScaleMode = Literal["published", "pow2", "fp32"]
-
-QUANTIZATION_CONFIG = {
-    "activation_scheme": "dynamic",
-    "fmt": "e4m3",
-    "quant_method": "fp8",
-    "weight_block_size": [128, 128],
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +146,7 @@ def config_json(config: ModelConfig, export: ExportFormat) -> dict[str, Any]:
     dtype: Literal["float32", "bfloat16"] = "float32" if export.precision == "float32" else "bfloat16"
     tree = write_published(replace(config, torch_dtype=dtype))
     if export.precision == "float8":
-        tree["quantization_config"] = QUANTIZATION_CONFIG
+        tree["quantization_config"] = quantization_config(config)
     return tree
 
 

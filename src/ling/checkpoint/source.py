@@ -13,9 +13,11 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ling.config.fields import shown
 from ling.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
+_LONG_NAME = 160
 _REMAP_BYTES = 2**26
 """Read pages stay mapped while a file is open; it is reopened after this many, so that peak memory stays low."""
 
@@ -45,7 +47,7 @@ class TensorSource:
             self._add_file(directory / name, weight_map)
         if weight_map is not None and (lost := sorted(set(weight_map) - set(self.tensors))):
             raise CheckpointError(
-                f"{directory / INDEX_NAME} places {lost[0]} in {weight_map[lost[0]]}, which does not hold it"
+                f"{directory / INDEX_NAME} places {quoted(lost[0])} in {weight_map[lost[0]]}, which does not hold it"
                 + (f" (and {len(lost) - 1} more)" if len(lost) > 1 else "")
             )
 
@@ -85,10 +87,10 @@ class TensorSource:
         with _open(file) as opened:
             for key in opened.keys():  # noqa: SIM118 (not a dict)
                 if key in self.tensors:
-                    raise CheckpointError(f"{key} is in both {self.tensors[key].file.name} and {file.name}")
+                    raise CheckpointError(f"{quoted(key)} is in both {self.tensors[key].file.name} and {file.name}")
                 if weight_map is not None and weight_map.get(key) != file.name:
                     raise CheckpointError(
-                        f"{file.name} holds {key}, but {INDEX_NAME} "
+                        f"{file.name} holds {quoted(key)}, but {INDEX_NAME} "
                         + (f"places it in {weight_map[key]}" if key in weight_map else "does not list it")
                     )
                 part = opened.get_slice(key)
@@ -111,13 +113,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def quoted(key: str) -> str:
+    """Return a tensor's name for a message: as it is, unless it would break the line or fill the screen."""
+    return key if key.isprintable() and len(key) <= _LONG_NAME else shown(key)
+
+
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
     except FileNotFoundError:
         raise CheckpointError(f"{file} is missing") from None
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is not a whole safetensors file ({error}); copy it again") from None
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"{file} is not a whole safetensors file ({reason}); copy it again") from None
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:
@@ -128,8 +136,9 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map")
     for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{path} places {key} in {name!r}, which is not a file name in this directory")
+        if not isinstance(name, str) or not name.isprintable() or Path(name).name != name or not name:
+            told = f"{path} places {quoted(key)} in {shown(name)}"
+            raise CheckpointError(f"{told}, which is not a file name in this directory")
     return weight_map
 
 

@@ -19,6 +19,8 @@ from ling.cli.chat import chat
 from ling.cli.config import config
 from ling.cli.convert import convert
 from ling.cli.demo.command import demo
+from ling.cli.doctor import doctor
+from ling.cli.download import download
 from ling.cli.export import export
 from ling.cli.generate import generate
 from ling.cli.merge import merge
@@ -33,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, convert, merge, export, config):
+for command in (demo, chat, generate, convert, merge, export, doctor, download, config):
     app.command()(command)
 
 

@@ -14,7 +14,9 @@ HELP = "/reset forgets the conversation, /quit ends"
 
 
 def chat(
-    model: Annotated[Path | None, typer.Argument(help="Checkpoint directory; left out: the bundled model.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(help="Checkpoint directory or a hub's name; left out: the bundled model.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,

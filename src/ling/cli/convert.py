@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ling.cli.progress import counted
+from ling.cli.progress import progress_bar
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Conversion:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Hugging Face directory, training checkpoint, or Megatron's.")],
+    source: Annotated[Path, typer.Argument(help="Hugging Face directory or name, training checkpoint, or Megatron's.")],
     target: Annotated[Path, typer.Argument(help="Directory to write, or GGUF file; must not exist.")],
     to: Annotated[str, typer.Option(help="safetensors, training, megatron or gguf.")] = "safetensors",
     dtype: Annotated[
@@ -98,17 +98,18 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
     """
     _check(asked)
     from ling.checkpoint import convert
+    from ling.checkpoint.hub import resolve_checkpoint
     from ling.checkpoint.pieces import open_pieces
     from ling.checkpoint.save import ExportFormat
 
-    source = source or open_pieces(asked.source)
+    source = source or open_pieces(resolve_checkpoint(asked.source))
     precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
     export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
     if asked.dry_run:
         return _describe(asked, source, export)
     if asked.mtp == "separate":
         target = asked.mtp_target or asked.target.with_name(f"{asked.target.name}-mtp")
-        with counted(f"MTP layers to {target.name}") as progress:
+        with progress_bar(f"MTP layers to {target.name}") as progress:
             convert.mtp_to_safetensors(source, target, export, overwrite=asked.overwrite, progress=progress)
         print(target)
     if asked.mtp != "keep":
@@ -123,7 +124,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
     from ling.checkpoint import convert, gguf
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(asked.dtype or "")
-    with counted(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
+    with progress_bar(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
         if asked.to == "safetensors":
             convert.to_safetensors(
                 source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
@@ -145,7 +146,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
                 tokenizer=asked.tokenizer, overwrite=asked.overwrite, workers=asked.workers, progress=progress,
             )  # fmt: skip
     if asked.verify:
-        with counted(f"verifying {asked.target.name}") as progress:
+        with progress_bar(f"verifying {asked.target.name}") as progress:
             if asked.to == "gguf":
                 count = gguf.verify_gguf(source, asked.target, _gguf_type(asked), progress)
             else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from ling.cli.progress import counted
+from ling.cli.progress import progress_bar
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def export(
         raise ConfigError(f"{given[0]} is for serving; LLaMA-Factory's recipes take their sizes from its own launcher")
     if tokenizer is not None and not tokenizer.is_dir():
         raise ConfigError(f"--tokenizer {tokenizer} is not a directory")
+    from ling.checkpoint.hub import resolve_checkpoint
     from ling.checkpoint.pieces import open_pieces
     from ling.compat.handover import PROGRAMS, plan_handover, write_handover
     from ling.compat.serving import Serving
@@ -58,9 +59,10 @@ def export(
         max_model_len=max_model_len, yarn=yarn,
     )  # fmt: skip
     plan = plan_handover(
-        open_pieces(source), program, str(target), dtype=dtype, serving=serving, tokenizer=tokenizer,  # type: ignore[arg-type]
+        open_pieces(resolve_checkpoint(source)), program, str(target), dtype=dtype, serving=serving,  # type: ignore[arg-type]
+        tokenizer=tokenizer,
     )  # fmt: skip
-    with counted(f"{source.name} for {PROGRAMS[program].NAME}") as progress:
+    with progress_bar(f"{source.name} for {PROGRAMS[program].NAME}") as progress:
         shards = write_handover(plan, target, overwrite=overwrite, workers=workers, progress=progress)
     stderr = Console(stderr=True, soft_wrap=True, highlight=False)
     stderr.print(f"weights: {_describe(plan, shards)}")

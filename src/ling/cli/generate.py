@@ -11,7 +11,9 @@ from ling.errors import ConfigError
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="Text; left out: read from stdin.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Checkpoint directory; left out: the bundled model.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Checkpoint directory or a hub's name; left out: the bundled model.")
+    ] = None,
     raw: Annotated[bool, typer.Option(help="Continue the text as it is, without the chat format.")] = False,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,

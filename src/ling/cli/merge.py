@@ -36,12 +36,13 @@ def merge(
         raise ConfigError("merging takes two checkpoints at least; give them oldest first")
     if decay is not None and weights is not None:
         raise ConfigError("--decay and --weights exclude each other")
+    from ling.checkpoint.hub import resolve_checkpoint
     from ling.checkpoint.merge import MergedPieces, decay_weights, given_weights
     from ling.checkpoint.pieces import open_pieces
 
     count = len(checkpoints)
     shares = decay_weights(decay or "mean", count) if weights is None else given_weights(_numbers(weights), count)
-    source = MergedPieces([open_pieces(path) for path in checkpoints], shares)
+    source = MergedPieces([open_pieces(resolve_checkpoint(path)) for path in checkpoints], shares)
     asked = Conversion(
         source=checkpoints[-1], target=out, to=to, dtype=dtype, fp8_scales=fp8_scales, mtp=mtp, tokenizer=tokenizer,
         max_shard_gb=max_shard_size, workers=workers, verify=verify, dry_run=dry_run, overwrite=overwrite,

@@ -88,6 +88,7 @@ def write_published(model: ModelConfig) -> dict[str, Any]:
         "rotary_dim": model.rotated_dim,
         "partial_rotary_factor": _partial_rotary_factor(model.rotated_dim, model.head_dim),
         "rope_scaling": _write_rope_scaling(model.rope_scaling),
+        "rope_parameters": _write_rope_parameters(model),
         "eos_token_id": list(eos) if isinstance(eos := model.eos_token_id, tuple) else eos,
         "torch_dtype": model.torch_dtype,
         "router_dtype": "fp32",
@@ -250,6 +251,13 @@ def _write_rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
         optional = ("attention_factor", "mscale", "mscale_all_dim")
         out |= {key: getattr(scaling, key) for key in optional if getattr(scaling, key) is not None}
     return out
+
+
+def _write_rope_parameters(model: ModelConfig) -> dict[str, Any]:
+    """Return the newer spelling of base, width and stretching, the only one that some readers know."""
+    scaling = _write_rope_scaling(model.rope_scaling) or {"type": "default", "rope_type": "default"}
+    factor = _partial_rotary_factor(model.rotated_dim, model.head_dim)
+    return {**scaling, "rope_theta": model.rope_theta, "partial_rotary_factor": factor}
 
 
 def _dtype(config: Mapping[str, Any]) -> str:

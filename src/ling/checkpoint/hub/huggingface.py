@@ -1,0 +1,98 @@
+"""Hugging Face, through `huggingface_hub` and its cache.
+
+A file that arrived is never asked for again; a connection that breaks goes on inside the file. HF_HUB_OFFLINE and
+HF_ENDPOINT mean what they mean there.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ling.checkpoint.hub.wanted import Listing, Told, choose
+from ling.checkpoint.source import INDEX_NAME, read_json
+from ling.errors import CheckpointError
+
+TITLE = "Hugging Face"
+_SECONDS = 10.0
+"""To wait for an answer before the network counts as down."""
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def cached(name: str, revision: str | None = None) -> Path | None:
+    """Return the directory of a model in the cache, whole or not; None if nothing of it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=["config.json"])
+        return Path(str(found))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def fetch(name: str, revision: str | None = None) -> tuple[Path, Listing]:
+    """Download what is needed of a model; return its directory and what the hub says of each file.
+
+    Raises CheckpointError in one line if the hub does not answer within seconds, or refuses.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+
+    with _one_line(name):
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=_SECONDS)
+        told = {
+            s.rfilename: Told(s.size, s.lfs.sha256 if s.lfs else None, None if s.lfs else s.blob_id)
+            for s in info.siblings or []
+        }
+
+        def index() -> dict[str, object]:
+            return read_json(Path(hf_hub_download(name, INDEX_NAME, revision=info.sha, etag_timeout=_SECONDS)))
+
+        wanted = choose(told, index, name)
+        exact = [re.sub(r"([*?\[])", r"[\1]", path) for path in wanted]
+        found = snapshot_download(name, revision=revision, allow_patterns=exact, etag_timeout=_SECONDS)
+        return Path(str(found)), {path: told[path] for path in wanted}
+
+
+def told_by_cache(directory: Path) -> Listing:
+    """Return what the cache knows without the hub: a file's content is stored under its hash."""
+    listing: dict[str, Told] = {}
+    for path in sorted(directory.iterdir()):
+        stored = path.resolve().name
+        sha256 = stored if re.fullmatch(r"[0-9a-f]{64}", stored) else None
+        sha1 = stored if re.fullmatch(r"[0-9a-f]{40}", stored) else None
+        if path.is_symlink() and (sha256 or sha1):
+            listing[path.name] = Told(None, sha256, sha1)
+    return listing
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn what the library raises into one line each."""
+    import httpx
+    from huggingface_hub import constants, errors
+
+    where = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise CheckpointError(f"{name} is gated: accept its terms on {where}, then log in with hf auth login") from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(f"{name} is neither a directory here nor a public model on {where}") from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{name} has no such revision on {where}") from None
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{name} is not a model's name: {' '.join(str(error).split())[:120]}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.HTTPError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:160] or type(error).__name__
+        raise CheckpointError(
+            f"cannot download {name} from {where} ({reason}); what has arrived is kept, and the same command goes on"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot store {name}: {error.strerror or ' '.join(str(error).split())[:160]}") from None

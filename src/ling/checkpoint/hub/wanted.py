@@ -1,0 +1,70 @@
+"""Which files of a repository a checkpoint consists of. No code, no pickles, no second copy of the weights."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ling.checkpoint.pieces import TOKENIZER_FILES
+from ling.checkpoint.source import INDEX_NAME, read_json
+from ling.errors import CheckpointError
+
+_SINGLE = "model.safetensors"
+_SMALL = ("config.json", *TOKENIZER_FILES, "LICENSE")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a hub says of a file."""
+
+    size: int | None
+    sha256: str | None = None
+    git_sha1: str | None = None
+    """Of small files: git's name of the content."""
+
+
+Listing = Mapping[str, Told]
+"""A repository's files, by path."""
+
+
+def choose(paths: Iterable[str], read_index: Callable[[], dict[str, Any]], name: str) -> list[str]:
+    """Return the files of a repository that are needed.
+
+    read_index  gives the index, if the repository has one
+    Raises CheckpointError if it holds no safetensors checkpoint.
+    """
+    there = set(paths)
+    small = [path for path in _SMALL if path in there]
+    if "config.json" not in there:
+        raise CheckpointError(f"{name} has no config.json: it is not a checkpoint that ling reads")
+    if INDEX_NAME in there:
+        shards = files_of_index(read_index(), name)
+        if lost := sorted(set(shards) - there):
+            raise CheckpointError(f"{name} lacks {lost[0]}, which its index names: the repository is incomplete")
+        return [*small, INDEX_NAME, *shards]
+    weights = sorted(path for path in there if path.endswith(".safetensors") and "/" not in path)
+    if _SINGLE in weights or len(weights) == 1:
+        return [*small, _SINGLE if _SINGLE in weights else weights[0]]
+    raise CheckpointError(f"{name} holds no safetensors checkpoint (ling reads no pickles, such as .bin)")
+
+
+def files_of_index(index: dict[str, Any], name: str) -> list[str]:
+    """Return the weight files that an index names."""
+    named = index.get("weight_map")
+    if not isinstance(named, dict) or not named or not all(_is_file_name(file) for file in named.values()):
+        raise CheckpointError(f"{name}: {INDEX_NAME} has no weight_map of file names")
+    return sorted(set(named.values()))
+
+
+def missing_files(directory: Path) -> list[str]:
+    """Return the files that a downloaded checkpoint lacks."""
+    if not (directory / "config.json").is_file():
+        return ["config.json"]
+    if not (directory / INDEX_NAME).is_file():
+        return [] if any(directory.glob("*.safetensors")) else [_SINGLE]
+    shards = files_of_index(read_json(directory / INDEX_NAME), str(directory))
+    return [file for file in shards if not (directory / file).is_file()]
+
+
+def _is_file_name(file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file and file.endswith(".safetensors")
