@@ -20,7 +20,8 @@ from benchmarks.peers import run_in_peer
 from torch import Tensor
 
 from ling.checkpoint import load_model, save_model
-from ling.checkpoint.gguf import GgufType, encode_gguf, open_gguf, to_gguf
+from ling.checkpoint.gguf import GgufType, open_gguf, to_gguf
+from ling.checkpoint.gguf_blocks import encode_gguf
 from ling.checkpoint.gguf_layout import gguf_layout
 from ling.checkpoint.names import published_pieces
 from ling.checkpoint.pieces import open_pieces
