@@ -1,7 +1,7 @@
 """GGUF, the file of llama.cpp and its relatives: written one matrix at a time, with the `gguf` package.
 
-The package writes a file's header from the sizes of its tensors, and asks each for its bytes when its turn comes. Norms,
-routers and expert biases are float32 whatever is asked for: llama.cpp adds and multiplies them as such.
+The package writes a file's header from the sizes of its tensors, and asks each for its bytes when its turn comes.
+Norms, routers and expert biases are float32 whatever is asked for: llama.cpp adds and multiplies them as such.
 """
 
 import math
