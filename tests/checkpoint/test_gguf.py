@@ -19,7 +19,8 @@ from torch import Tensor
 import ling.checkpoint.gguf as ling_gguf
 from ling.checkpoint import save_model
 from ling.checkpoint.convert import to_megatron, to_training, without_mtp
-from ling.checkpoint.gguf import encode_gguf, open_gguf, plan_gguf, to_gguf, verify_gguf
+from ling.checkpoint.gguf import open_gguf, plan_gguf, to_gguf, verify_gguf
+from ling.checkpoint.gguf_blocks import encode_gguf
 from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.pieces import SafetensorsPieces, open_pieces
 from ling.checkpoint.save import ExportFormat

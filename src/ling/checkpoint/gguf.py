@@ -1,10 +1,6 @@
 """GGUF, the file of llama.cpp and its relatives: written one matrix at a time, with the `gguf` package.
 
-The package writes a file's header from the sizes of its tensors, and quantises blocks of 32 values:
-
-    Q8_0   float16 scale, 32 signed bytes                      34 bytes, 8.5 bits per weight
-    Q4_0   float16 scale, 32 four-bit codes, value (c - 8) d   18 bytes, 4.5 bits per weight
-
+The package writes a file's header from the sizes of its tensors, and asks each for its bytes when its turn comes.
 Norms, routers and expert biases are float32 whatever is asked for: llama.cpp adds and multiplies them as such.
 """
 
@@ -16,17 +12,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ling.checkpoint.atomic import atomic_file
 from ling.checkpoint.finite import check_finite
+from ling.checkpoint.gguf_blocks import block_size, encode_gguf, library
 from ling.checkpoint.gguf_layout import HEAD, check_fits_gguf, gguf_layout
 from ling.checkpoint.gguf_metadata import ARCHITECTURE, add_model, add_tokenizer
 from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.pieces import PieceSource, files_of_tokenizer
 from ling.config import ModelConfig
-from ling.errors import CheckpointError, ConfigError
+from ling.errors import CheckpointError
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, GGUFWriter
@@ -40,10 +35,6 @@ _FILE_TYPES = {
     "float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
     "q4_0": "MOSTLY_Q4_0",
 }  # fmt: skip
-_LARGEST = {"F16": 65504.0, "Q8_0": 127 * 65504.0, "Q4_0": 8 * 65504.0}
-"""Beyond this a value, or the float16 scale of its block, is infinite."""
-_NEGLIGIBLE = 2.0**-120
-"""A block whose largest value is below has a scale of zero; its reciprocal must not overflow before."""
 _CHUNK = 2**20
 """Values that are encoded at once: several times more leave the processor's cache and take twice as long."""
 
@@ -62,7 +53,7 @@ class GgufTensor:
 
     @property
     def nbytes(self) -> int:
-        block, block_bytes = _block(self.stored)
+        block, block_bytes = block_size(self.stored)
         return math.prod(self.shape) // block * block_bytes
 
 
@@ -78,7 +69,7 @@ def plan_gguf(model: ModelConfig, dtype: GgufType, where: str = "the model") -> 
     tensors = []
     for name, pieces in parts.items():
         shape, stored = layout(pieces[0]).shape, _stored_type(name, pieces[0], dtype)
-        block, _ = _block(stored)
+        block, _ = block_size(stored)
         if shape[-1] % block:
             raise CheckpointError(
                 f"{name} has rows of {shape[-1]} values, and {dtype} packs {block} of a row into a block; "
@@ -109,7 +100,7 @@ def to_gguf(
     with atomic_file(target, overwrite=overwrite) as partial, _writer(partial) as writer:
         _add_facts(writer, source.config, dtype, target.stem)
         add_tokenizer(writer, directory, source.config.vocab_size)
-        gguf = _library()
+        gguf = library()
         for tensor in tensors:
             kind = gguf.GGMLQuantizationType[tensor.stored]
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.nbytes, raw_dtype=kind)
@@ -156,7 +147,7 @@ def tokenizer_directory(source: PieceSource, tokenizer: Path | None) -> Path:
 
 def open_gguf(path: Path) -> "GGUFReader":
     """Map a file into memory; CheckpointError if it is not a whole GGUF file."""
-    gguf = _library()
+    gguf = library()
     try:
         reader: GGUFReader = gguf.GGUFReader(path)
     except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:  # what damage makes it raise
@@ -187,27 +178,6 @@ class _Stream:
             self._advance(piece)
 
 
-@torch.no_grad()
-def encode_gguf(values: Tensor, stored: str, key: str = "") -> "np.ndarray[Any, Any]":
-    """Return the bytes of `values` in the type `stored`, as an array; CheckpointError names `key` if they overflow.
-
-    values  (rows, columns)  any float dtype; a whole number of blocks per row
-    """
-    low, high = (float(extreme) for extreme in values.aminmax())
-    if (limit := _LARGEST.get(stored)) is not None and max(-low, high) > limit:
-        raise CheckpointError(f"tensor {key} has values above {limit:g}, which {stored} cannot hold; use bfloat16")
-    values = values.contiguous().cpu()
-    if stored == "BF16":
-        return values.bfloat16().view(torch.int16).numpy()
-    if stored in ("F16", "F32"):
-        return values.to(torch.float16 if stored == "F16" else torch.float32).numpy()
-    gguf = _library()
-    x = values.float()
-    x = torch.where(x.abs() < _NEGLIGIBLE, 0.0, x)
-    codes: np.ndarray[Any, Any] = gguf.quants.quantize(x.numpy(), gguf.GGMLQuantizationType[stored])
-    return codes
-
-
 def _stored_type(name: str, piece: Piece, dtype: GgufType) -> str:
     if piece.float32 or len(piece.shape) == 1 or name.endswith("ffn_gate_inp.weight"):
         return "F32"
@@ -216,15 +186,8 @@ def _stored_type(name: str, piece: Piece, dtype: GgufType) -> str:
     return _STORED[dtype]
 
 
-def _block(stored: str) -> tuple[int, int]:
-    """Return the values and the bytes of a block."""
-    gguf = _library()
-    sizes: tuple[int, int] = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[stored]]
-    return sizes
-
-
 def _add_facts(writer: "GGUFWriter", model: ModelConfig, dtype: GgufType, name: str) -> None:
-    gguf = _library()
+    gguf = library()
     writer.add_type("model")
     writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[dtype]])
@@ -234,19 +197,11 @@ def _add_facts(writer: "GGUFWriter", model: ModelConfig, dtype: GgufType, name: 
 
 @contextmanager
 def _writer(path: Path) -> Iterator["GGUFWriter"]:
-    writer = _library().GGUFWriter(path, ARCHITECTURE)
+    writer = library().GGUFWriter(path, ARCHITECTURE)
     try:
         yield writer
     finally:
         writer.close()
-
-
-def _library() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise ConfigError("GGUF files need the package gguf; install it with: pip install 'ling[gguf]'") from None
-    return gguf
 
 
 def _check_target(target: Path) -> None:
