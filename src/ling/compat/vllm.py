@@ -1,6 +1,7 @@
 """Handing a model over to vLLM: what its configuration must say and how it is started."""
 
 from dataclasses import replace
+from pathlib import Path
 from shlex import quote
 
 from ling.checkpoint.save import Precision
@@ -27,7 +28,7 @@ def files(directory: str, model: ModelConfig) -> dict[str, str]:
 
 def launch_lines(directory: str, model: ModelConfig, serving: Serving) -> list[str]:
     """Return the commands that serve `directory`; its name and "auto" are both accepted as the model's."""
-    name = directory.rstrip("/").rpartition("/")[2]
+    name = Path(directory).resolve().name
     flags = [
         f"--served-model-name {quote(name)} auto",
         f"--tensor-parallel-size {serving.tensor_parallel_size}",
