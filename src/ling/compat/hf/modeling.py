@@ -52,10 +52,10 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     gradient_checkpointing = False
-    _no_split_modules = ("Block", "MtpBlock")
+    _no_split_modules = ["Block", "MtpBlock"]  # noqa: RUF012 (transformers wants lists here)
     _supports_sdpa = True
-    _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}  # noqa: RUF012 (transformers reads it)
-    _keys_to_ignore_on_load_unexpected = (r"inv_freq$", r"v_head")
+    _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"inv_freq$", r"v_head"]  # noqa: RUF012
 
     def __init__(self, config: LingConfig) -> None:
         super().__init__(config)
