@@ -6,7 +6,7 @@ it is saved, so that transformers, vLLM and our own loader read the same network
 
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers.configuration_utils import PretrainedConfig
 
 from ling.config.model import ModelConfig
 from ling.config.published import ARCHITECTURE, MODEL_TYPE, PUBLISHED_KEYS, read_published, write_published

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel, __version__
+from transformers import __version__
+from transformers.cache_utils import DynamicCache
+from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
-from transformers.modeling_utils import load_state_dict
+from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.utils import logging
 
 from ling.compat.hf.configuration import LingConfig
