@@ -39,7 +39,7 @@ class LingConfig(PretrainedConfig):
 
     def to_ling(self) -> ModelConfig:
         """Return the network that the attributes mean now; ConfigError if they contradict each other."""
-        values = {key: getattr(self, key) for key in PUBLISHED_KEYS & self.__dict__.keys()}
+        values: dict[str, Any] = {key: getattr(self, key) for key in PUBLISHED_KEYS & self.__dict__.keys()}
         values["rope_scaling"] = self.rope_scaling
         for key in ("dtype", "torch_dtype", "architectures"):
             values.pop(key, None)

@@ -30,6 +30,15 @@ _MODELING_MODULES = (
 )  # fmt: skip
 
 
+_REGISTER = """
+
+
+# AutoTokenizer reads the configuration as well, and would ask once more whether code may run.
+if LingConfig.model_type not in CONFIG_MAPPING:
+    AutoConfig.register(LingConfig.model_type, LingConfig)
+"""
+
+
 def write_remote_code(directory: Path) -> list[Path]:
     """Put code into a checkpoint, with `auto_map` in its config.json, and return the files that were written.
 
@@ -59,6 +68,8 @@ def remote_code() -> dict[str, str]:
         called=modeling.names,
     )
     assert not configuration.missing, configuration.missing
+    configuration.imports.append("from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig")
+    configuration.body += _REGISTER.rstrip()
     shared = [f"from .{CONFIGURATION} import {', '.join(sorted(modeling.missing))}"]
     return {
         f"{CONFIGURATION}.py": _file("The configuration of a Ling 2.0 (BailingMoeV2) model.", configuration, []),
