@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ling.config import ModelConfig
 from ling.model.batch import AttentionBatch
-from ling.model.linear import Linear
+from ling.model.linear import Linear, quantity_of
 from ling.model.norm import RMSNorm
 from ling.ops.attention import AttentionWeights, HeadShape, attention_step
 from ling.ops.rope import Rope
@@ -34,11 +34,11 @@ class Attention(nn.Module):
 
     def _weights(self) -> AttentionWeights:
         return AttentionWeights(
-            self.query_key_value.quantity(),
+            quantity_of(self.query_key_value),
             self.query_key_value.bias,
             _weight(self.query_layernorm),
             _weight(self.key_layernorm),
-            self.dense.quantity(),
+            quantity_of(self.dense),
             self.dense.bias,
         )
 

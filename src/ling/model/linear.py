@@ -5,22 +5,23 @@ from torch import Tensor, nn
 
 from ling.model.pinned import PinnedDtype
 from ling.ops.fp8 import Fp8BlockWeight, num_blocks
-from ling.ops.linear import Weight, linear
+from ling.ops.linear import Projection, Weight, linear
 
 
-class Linear(PinnedDtype):
-    """`weight` (M, K) and perhaps `bias` (M,).
+class Linear(PinnedDtype, nn.Linear):
+    """`weight` (M, K) and perhaps `bias` (M,), uninitialised.
 
     After `keep_fp8` the weight is held as codes, `weight` float8_e4m3fn, and `weight_scale_inv`: the published
     names of a block-quantised checkpoint.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        super().__init__(in_features, out_features, bias=bias)
         self.weight_scale_inv: Tensor | None
         self.register_buffer("weight_scale_inv", None)
+
+    def reset_parameters(self) -> None:
+        """Leave the values to `init_weights` or a checkpoint."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.quantity(), self.bias)
@@ -39,3 +40,8 @@ class Linear(PinnedDtype):
         codes = torch.empty(M, K, dtype=torch.float8_e4m3fn, device=device)
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.weight_scale_inv = torch.empty(num_blocks(M), num_blocks(K), device=device)
+
+
+def quantity_of(module: nn.Module) -> Weight | Projection:
+    """Return the weight of a `Linear` as ops take it; a module that was put in its place is called instead."""
+    return module.quantity() if isinstance(module, Linear) else Projection(module)

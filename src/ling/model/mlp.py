@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from ling.model.linear import Linear
-from ling.ops.linear import Weight
+from ling.model.linear import Linear, quantity_of
+from ling.ops.linear import Projection, Weight
 from ling.ops.mlp import swiglu_mlp
 
 
@@ -19,6 +19,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return swiglu_mlp(x, *self.quantities())
 
-    def quantities(self) -> tuple[Weight, Weight, Weight]:
+    def quantities(self) -> tuple[Weight | Projection, Weight | Projection, Weight | Projection]:
         """Return gate, up and down as ops take them."""
-        return self.gate_proj.quantity(), self.up_proj.quantity(), self.down_proj.quantity()
+        return quantity_of(self.gate_proj), quantity_of(self.up_proj), quantity_of(self.down_proj)

@@ -1,5 +1,8 @@
 """The sparse feed-forward: router, stacked experts, shared expert (spec: model.md 4.3, 4.4)."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +13,8 @@ from ling.ops.fp8 import Fp8BlockWeight, num_blocks
 from ling.ops.linear import Weight
 from ling.ops.moe import MoeWeights, moe_layer
 from ling.ops.router import RouterRule, Routing
+
+T = TypeVar("T")
 
 
 class Router(PinnedDtype):
@@ -40,6 +45,13 @@ class Experts(PinnedDtype):
         self.down_proj_scale_inv: Tensor | None
         self.register_buffer("gate_up_proj_scale_inv", None)
         self.register_buffer("down_proj_scale_inv", None)
+
+    def forward(self, use: Callable[[Weight, Weight], T]) -> T:
+        """Call `use` with gate_up and down as ops take them.
+
+        Through the module's call, so that an adapter around it can change the weights meanwhile.
+        """
+        return use(*self.quantities())
 
     def quantities(self) -> tuple[Weight, Weight]:
         """Return gate_up and down as ops take them."""
@@ -75,5 +87,10 @@ class SparseMoe(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         shared = None if self.shared_experts is None else self.shared_experts.quantities()
-        weights = MoeWeights(self.gate.weight, self.gate.expert_bias, *self.experts.quantities(), shared)
-        return moe_layer(x, weights, self.rule)
+
+        def apply(gate_up: Weight, down: Weight) -> tuple[Tensor, Routing]:
+            weights = MoeWeights(self.gate.weight, self.gate.expert_bias, gate_up, down, shared)
+            return moe_layer(x, weights, self.rule)
+
+        output: tuple[Tensor, Routing] = self.experts(apply)
+        return output

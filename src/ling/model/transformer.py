@@ -1,6 +1,7 @@
 """The whole network. `CausalLM` is what checkpoints hold: `model.*` and `lm_head`."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,6 +28,10 @@ class ModelOutput(NamedTuple):
     """By stored layer, for every sparse layer that ran."""
 
 
+def _run(block: Callable[..., Any], *arguments: Any) -> Any:
+    return block(*arguments)
+
+
 class Transformer(nn.Module):
     """Embedding, L blocks and the MTP blocks behind them, final norm."""
 
@@ -39,12 +44,25 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList([*main, *mtp])
         self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
 
-    def forward(self, tokens: Tensor, positions: Tensor, batch: AttentionBatch) -> ModelOutput:
-        x = self.word_embeddings(tokens)
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        *,
+        embeddings: Tensor | None = None,
+        run: Callable[..., Any] = _run,
+    ) -> ModelOutput:
+        """Run all layers over a flat row of tokens, as `CausalLM.forward`.
+
+        embeddings  (N, H) in place of those of `tokens`
+        run         calls a block with its arguments; one that recomputes instead of keeping activations, say
+        """
+        x = self.word_embeddings(tokens) if embeddings is None else embeddings
         rope = rope_table(positions, self.config, x.dtype)
         routings: dict[int, Routing] = {}
         for i, block in enumerate(self.layers[: self.config.num_hidden_layers]):
-            x, routing = block(x, rope, batch)
+            x, routing = run(block, x, rope, batch)
             if routing is not None:
                 routings[i] = routing
         hidden = self.norm(x)
@@ -52,7 +70,8 @@ class Transformer(nn.Module):
         for depth, ahead in enumerate(batch.mtp_ids if batch.mtp_ids is not None else ()):
             below = mtp_hidden[-1] if mtp_hidden else hidden
             layer = self.config.num_hidden_layers + depth
-            out, routings[layer] = self.mtp_block(depth).predict(self.word_embeddings(ahead), below, rope, batch)
+            predict = self.mtp_block(depth).predict
+            out, routings[layer] = run(predict, self.word_embeddings(ahead), below, rope, batch)
             mtp_hidden.append(out)
         return ModelOutput(hidden, mtp_hidden, routings)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ling.ops.backend import op
-from ling.ops.linear import Weight, linear
+from ling.ops.linear import Projection, Weight, linear
 from ling.ops.norm import rms_norm
 from ling.ops.precision import at_least_float32
 from ling.ops.ragged import Ragged
@@ -20,13 +20,13 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class AttentionWeights(NamedTuple):
     """The weights of one attention sub-layer."""
 
-    query_key_value: Weight
+    query_key_value: Weight | Projection
     """((A + 2K) * D, H): all query heads, all key heads, all value heads."""
     query_key_value_bias: Tensor | None
     query_layernorm: Tensor | None
     """(D,) None: no QK norm."""
     key_layernorm: Tensor | None
-    dense: Weight
+    dense: Weight | Projection
     """(H, A * D)."""
     dense_bias: Tensor | None
 

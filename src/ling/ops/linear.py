@@ -3,6 +3,8 @@
 Every product with a weight goes through these two functions, so a weight may be a tensor or quantised.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -14,7 +16,17 @@ from ling.ops.fp8 import Fp8BlockWeight
 Weight = Tensor | Fp8BlockWeight
 
 
-def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A linear map that somebody else computes, bias included: an adapter that was put around a weight.
+
+    apply  (..., K) -> (..., M)
+    """
+
+    apply: Callable[[Tensor], Tensor]
+
+
+def linear(x: Tensor, weight: Weight | Projection, bias: Tensor | None = None) -> Tensor:
     """Multiply rows by a weight.
 
     x       (..., K)
@@ -22,6 +34,8 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     bias    (M,) or None
     return  (..., M)  dtype of x
     """
+    if isinstance(weight, Projection):
+        return weight.apply(x)
     return torch.nn.functional.linear(x, _values(weight, x.dtype), bias)
 
 
@@ -36,8 +50,8 @@ def grouped_linear(rows: Tensor, weights: Weight, offsets: Tensor) -> Tensor:
     """
     values = _values(weights, rows.dtype)
     ends = [0, *offsets.tolist()]
-    parts = [rows[a:b] @ values[e].T for e, (a, b) in enumerate(pairwise(ends))]
-    return torch.cat(parts)
+    parts = [rows[a:b] @ values[e].T for e, (a, b) in enumerate(pairwise(ends)) if a < b]
+    return torch.cat(parts) if parts else rows.new_zeros(0, weights.shape[1])
 
 
 def _values(weight: Weight, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ling.ops.backend import op
-from ling.ops.linear import Weight, linear
+from ling.ops.linear import Projection, Weight, linear
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -13,7 +13,9 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 @op(torch="ling.ops.torch.mlp")
-def swiglu_mlp(x: Tensor, gate_proj: Weight, up_proj: Weight, down_proj: Weight) -> Tensor:
+def swiglu_mlp(
+    x: Tensor, gate_proj: Weight | Projection, up_proj: Weight | Projection, down_proj: Weight | Projection
+) -> Tensor:
     """Apply a dense or shared-expert feed-forward.
 
     x  (N, H); gate_proj, up_proj (F, H); down_proj (H, F); return (N, H)

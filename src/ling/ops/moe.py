@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ling.ops.backend import op
-from ling.ops.linear import Weight, grouped_linear
+from ling.ops.linear import Projection, Weight, grouped_linear
 from ling.ops.mlp import swiglu, swiglu_mlp
 from ling.ops.precision import at_least_float32
 from ling.ops.router import RouterRule, Routing, route
@@ -27,7 +27,7 @@ class MoeWeights(NamedTuple):
     """(E, 2F, H) gate rows, then up rows, of each routed expert."""
     down_proj: Weight
     """(E, H, F)."""
-    shared: tuple[Weight, Weight, Weight] | None
+    shared: tuple[Weight | Projection, Weight | Projection, Weight | Projection] | None
     """gate, up and down of the shared expert."""
 
 

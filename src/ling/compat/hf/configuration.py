@@ -6,7 +6,7 @@ it is saved, so that transformers, vLLM and our own loader read the same network
 
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers.configuration_utils import PretrainedConfig
 
 from ling.config.model import ModelConfig
 from ling.config.published import ARCHITECTURE, MODEL_TYPE, PUBLISHED_KEYS, read_published, write_published
@@ -39,7 +39,7 @@ class LingConfig(PretrainedConfig):
 
     def to_ling(self) -> ModelConfig:
         """Return the network that the attributes mean now; ConfigError if they contradict each other."""
-        values = {key: getattr(self, key) for key in PUBLISHED_KEYS & self.__dict__.keys()}
+        values: dict[str, Any] = {key: getattr(self, key) for key in PUBLISHED_KEYS & self.__dict__.keys()}
         values["rope_scaling"] = self.rope_scaling
         for key in ("dtype", "torch_dtype", "architectures"):
             values.pop(key, None)

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ling.ops.fp8 import Fp8BlockWeight
 from ling.ops.torch.autograd import run
 
 
 def why_not(x: Tensor, gate_proj: Any, up_proj: Any, down_proj: Any) -> str | None:
-    if any(isinstance(w, Fp8BlockWeight) for w in (gate_proj, up_proj, down_proj)):
-        return "quantised weights go through linear"
+    if not all(isinstance(w, Tensor) for w in (gate_proj, up_proj, down_proj)):
+        return "quantised and adapted weights go through linear"
     if x.dtype != torch.float32:
         return "the published rounding order of low precision is the composition's"
     return None
