@@ -4,7 +4,7 @@ Every spelling is resolved by `config/published.py` when a configuration is made
 it is saved, so that transformers, vLLM and our own loader read the same network.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers.configuration_utils import PretrainedConfig
 
@@ -23,6 +23,13 @@ class LingConfig(PretrainedConfig):
     model_type = MODEL_TYPE
     keys_to_ignore_at_inference = ("past_key_values", "mtp_loss", "router_logits")
     ignore_keys_at_rope_validation = frozenset({"partial_rotary_factor"})
+    rope_scaling = None  # an attribute of its own: in transformers 5 the name is an alias of `rope_parameters`
+
+    if TYPE_CHECKING:  # where transformers sees annotations, it makes a dataclass
+        rope_theta: float
+        partial_rotary_factor: float
+        rotary_dim: int | None
+        rope_scaling: dict[str, Any] | None  # type: ignore[no-redef]
 
     def __init__(self, **kwargs: Any) -> None:
         given = {key: kwargs.pop(key) for key in PUBLISHED_KEYS & kwargs.keys()}
@@ -48,7 +55,8 @@ class LingConfig(PretrainedConfig):
     @property
     def rope_parameters(self) -> dict[str, Any]:
         """The rotation as transformers 5 spells it: base, rotated share and scaling in one dictionary."""
-        scaling = {key: value for key, value in (self.rope_scaling or {}).items() if key != "type"}
+        given: dict[str, Any] = self.rope_scaling or {}
+        scaling = {key: value for key, value in given.items() if key != "type"}
         own = {"rope_theta": self.rope_theta, "partial_rotary_factor": self.partial_rotary_factor}
         return {"rope_type": "default", **own, **scaling}
 
@@ -61,8 +69,6 @@ class LingConfig(PretrainedConfig):
             self.partial_rotary_factor, self.rotary_dim = factor, None
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         self.rope_scaling = None if kind == "default" else {"type": kind, **scaling}
-
-    rope_scaling = None  # an attribute of its own: in transformers 5 the name is an alias of `rope_parameters`
 
     def to_dict(self) -> dict[str, Any]:
         """Return every attribute: the published keys, and transformers' own."""

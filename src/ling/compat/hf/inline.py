@@ -61,12 +61,16 @@ def inline(
     """
     sources = {name: _source(name) for name in modules}
     trees = {name: ast.parse(text) for name, text in sources.items()}
-    definitions = [d for name in modules for d in _definitions(name, trees[name], sources[name], name not in set(whole))]
+    definitions = [
+        d for name in modules for d in _definitions(name, trees[name], sources[name], name not in set(whole))
+    ]
     _check_unique(definitions)
     used = _used(definitions, set(roots), set(called))
     parts = []
     for name in modules:
-        kept = [_cut(d, sources[name], used | {*called}) for d in definitions if d.module == name and used & {*d.defines}]
+        kept = [
+            _cut(d, sources[name], used | {*called}) for d in definitions if d.module == name and used & {*d.defines}
+        ]
         if kept:
             parts.append(_spaced([_banner(name, trees[name]), *kept]))
     external, own = _imports(trees.values(), used)
@@ -76,7 +80,8 @@ def inline(
 
 def _source(module: str) -> str:
     spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None, module
+    assert spec is not None, module
+    assert spec.origin is not None, module
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
@@ -160,7 +165,8 @@ def _imports(trees: Iterable[ast.Module], used: set[str]) -> tuple[list[str], se
         if isinstance(node, ast.Import):
             plain |= {f"import {a.name}" for a in node.names if a.name.split(".")[0] in used}
         elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None and not any(a.asname for a in node.names), ast.dump(node)
+            assert node.module is not None, ast.dump(node)
+            assert not any(a.asname for a in node.names), ast.dump(node)
             names = {a.name for a in node.names} & used
             if node.module.split(".")[0] == PACKAGE:
                 own |= names

@@ -301,8 +301,8 @@ def _own_precision(device: torch.device) -> Iterator[None]:
     """Compute in the dtype of the weights: autocast would round the router, and casts are written out here."""
     if torch.is_autocast_enabled(device.type):
         logger.warning_once(
-            "autocast is on, but Ling computes in the dtype of its weights; for bfloat16 arithmetic load the model with "
-            "dtype=torch.bfloat16"
+            "autocast is on, but Ling computes in the dtype of its weights; for bfloat16 arithmetic load the model "
+            "with dtype=torch.bfloat16"
         )
     with torch.autocast(device.type, enabled=False):
         yield
