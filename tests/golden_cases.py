@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ling.checkpoint import load_model
+from ling.checkpoint.names import published_pieces
+from ling.config import ModelConfig
 from ling.model import CausalLM, PackedBatch
+from ling.ops.cross_entropy import IGNORE
 from ling.ops.ragged import Ragged
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -86,3 +90,34 @@ def runs(*kinds: str) -> list[Run]:
 
 def load_case(case: str, dtype: torch.dtype = torch.float32) -> CausalLM:
     return load_model(GOLDEN / "forward" / case, dtype=dtype)
+
+
+def packed_labels(run: Run, depth: int) -> Tensor:
+    """Return (1 + depth, N): what each slot predicts, labels shifted within each padded row."""
+    labels = run.data["in.labels"]
+    padded = torch.cat([labels, torch.full_like(labels, IGNORE)], 1)
+    return torch.stack([run.pack(padded[:, i : i + labels.shape[1]]) for i in range(1, depth + 2)])
+
+
+def reference_losses(config: ModelConfig, run: Run) -> tuple[Tensor, list[Tensor]]:
+    """Return the total and the MTP losses to expect.
+
+    Upstream scores the last slot of a row against the next row; the recorded value without that leak is taken. Under
+    left padding it also scores what padding slots predict; there the losses of the recorded logits are taken, over
+    slots that are not padding.
+    """
+    depth, data = config.num_nextn_predict_layers, run.data
+    if bool(run.mask[:, 0].all()):
+        mtp = [data.get(f"alt.mtp_loss_per_row.{i}", data.get(f"out.mtp_loss.{i}")) for i in range(depth)]
+        return data.get("alt.loss_per_row", data["out.loss"]).squeeze(), [loss.squeeze() for loss in mtp]
+    names = ["out.logits", *(f"out.mtp_logits.{i}" for i in range(depth))]
+    scored = zip(names, packed_labels(run, depth), strict=True)
+    main, *mtp = (cross_entropy(run.pack(data[name]), labels, ignore_index=IGNORE) for name, labels in scored)
+    return main + config.mtp_loss_scaling_factor * sum(mtp), mtp
+
+
+def published_gradients(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
+    """Return gradients under published names: stacked experts cut apart."""
+    of_parameter = {name: p.grad for name, p in model.named_parameters()}
+    pieces = [p for p in published_pieces(config) if p.parameter in of_parameter]
+    return {p.key: p.part_of(of_parameter[p.parameter]) for p in pieces}

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from tests.golden_cases import Run, load_case, runs
+from tests.golden_cases import Run, load_case, packed_labels, published_gradients, reference_losses, runs
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ling.model import CausalLM, ModelOutput
 from ling.model.moe import SparseMoe
 from ling.ops.backend import use_backend
-from ling.ops.cross_entropy import IGNORE
 from ling.testing.tolerances import (
     GOLDEN,
     GOLDEN_FAR,
@@ -27,13 +25,6 @@ BF16_RUNS = [r for r in runs("forward") if r.case == "bf16"]
 def forward(model: CausalLM, run: Run) -> ModelOutput:
     batch = run.batch(model.config.num_nextn_predict_layers)
     return model(run.pack(run.ids), run.pack(run.positions), batch)
-
-
-def packed_labels(run: Run, depth: int) -> Tensor:
-    """Return (1 + depth, N): what each slot predicts, labels shifted within each padded row."""
-    labels = run.data["in.labels"]
-    padded = torch.cat([labels, torch.full_like(labels, IGNORE)], 1)
-    return torch.stack([run.pack(padded[:, i : i + labels.shape[1]]) for i in range(1, depth + 2)])
 
 
 def losses_of(model: CausalLM, run: Run, output: ModelOutput) -> Losses:
@@ -112,27 +103,10 @@ def test_every_float32_case_gives_the_reference_numbers(run: Run, backend: str) 
 def assert_losses(model: CausalLM, run: Run, output: ModelOutput) -> None:
     tolerance = GOLDEN_FAR_LOSS if run.far else GOLDEN_LOSS
     losses = losses_of(model, run, output)
-    wanted, wanted_mtp = reference_losses(model, run)
+    wanted, wanted_mtp = reference_losses(model.config, run)
     assert_close(losses.total, wanted, tolerance, f"{run} loss")
     for i, (got, expected) in enumerate(zip(losses.mtp, wanted_mtp, strict=True)):
         assert_close(got, expected, tolerance, f"{run} mtp loss {i}")
-
-
-def reference_losses(model: CausalLM, run: Run) -> tuple[Tensor, list[Tensor]]:
-    """Return the total and the MTP losses to expect.
-
-    Upstream scores the last slot of a row against the next row; the recorded value without that leak is taken. Under
-    left padding it also scores what padding slots predict; there the losses of the recorded logits are taken, over
-    slots that are not padding.
-    """
-    depth, data = model.config.num_nextn_predict_layers, run.data
-    if bool(run.mask[:, 0].all()):
-        mtp = [data.get(f"alt.mtp_loss_per_row.{i}", data.get(f"out.mtp_loss.{i}")) for i in range(depth)]
-        return data.get("alt.loss_per_row", data["out.loss"]).squeeze(), [loss.squeeze() for loss in mtp]
-    names = ["out.logits", *(f"out.mtp_logits.{i}" for i in range(depth))]
-    scored = zip(names, packed_labels(run, depth), strict=True)
-    main, *mtp = (cross_entropy(run.pack(data[name]), labels, ignore_index=IGNORE) for name, labels in scored)
-    return main + model.config.mtp_loss_scaling_factor * sum(mtp), mtp
 
 
 @pytest.mark.parametrize("run", BF16_RUNS, ids=str)
@@ -195,19 +169,10 @@ def test_loss_and_every_gradient_match(run: Run, backend: str) -> None:
     losses.total.backward()
     assert_close(losses.total, run.data["out.loss"].squeeze(), GOLDEN_LOSS, f"{run} loss")
     assert_close(model.logits(output.hidden), run.pack(run.data["out.logits"]), GOLDEN, f"{run} logits")
-    gradients = published_gradients(model)
+    gradients = published_gradients(model, model.config)
     wanted = {k.removeprefix("out.grad."): v for k, v in run.data.items() if k.startswith("out.grad.")}
     assert wanted.keys() == gradients.keys()
     for name, expected in wanted.items():
         assert_close(gradients[name], expected, GOLDEN_GRAD, f"{run} {name}")
     norm = torch.nn.utils.get_total_norm(gradients.values())
     assert_close(norm, run.data["out.grad_norm"].squeeze(), GOLDEN_GRAD, f"{run} gradient norm")
-
-
-def published_gradients(model: CausalLM) -> dict[str, Tensor]:
-    """Return gradients under published names: stacked experts cut apart."""
-    from ling.checkpoint.names import published_pieces
-
-    of_parameter = {name: p.grad for name, p in model.named_parameters()}
-    pieces = [p for p in published_pieces(model.config) if p.parameter in of_parameter]
-    return {p.key: p.part_of(of_parameter[p.parameter]) for p in pieces}

@@ -1,4 +1,4 @@
-"""`ling export`: hand a checkpoint over to vLLM, SGLang or LLaMA-Factory."""
+"""`ling export`: hand a checkpoint over to vLLM, SGLang, LLaMA-Factory or transformers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,8 +19,18 @@ _PRECISIONS = ("float32", "bfloat16", "float8")
 
 def export(
     source: Annotated[Path, typer.Argument(help="Hugging Face directory, training checkpoint, or Megatron's.")],
-    target: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
-    program: Annotated[str, typer.Option("--for", help="vllm, sglang or llamafactory.")],
+    target: Annotated[
+        Path | None, typer.Argument(help="Directory to write; must not exist.", show_default=False)
+    ] = None,
+    program: Annotated[
+        str | None, typer.Option("--for", help="vllm, sglang or llamafactory.", show_default=False)
+    ] = None,
+    hf_code: Annotated[
+        bool,
+        typer.Option(
+            "--hf-code", help="Add code that transformers runs without ling; with --for to TARGET, else to SOURCE."
+        ),
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float8; left out: as stored, where that is one of them.")
     ] = None,
@@ -36,7 +46,21 @@ def export(
     workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Write a checkpoint as vLLM, SGLang or LLaMA-Factory load it, and print the commands that start them."""
+    """Write a checkpoint as vLLM, SGLang or LLaMA-Factory load it, and print the commands that start them.
+
+    `ling export --hf-code DIR` puts code for transformers' `trust_remote_code=True` into a checkpoint as it lies there.
+    """
+    if program is None:
+        if not hf_code:
+            raise ConfigError(f"say what the directory is for: --for {', '.join(_PROGRAMS)}; or --hf-code")
+        if target is not None:
+            raise ConfigError(
+                f"--hf-code alone adds to {source} itself and takes no second directory; see `ling convert`"
+            )
+        _add_code(source)
+        return
+    if target is None:
+        raise ConfigError("name the directory to write: ling export --for PROGRAM SOURCE TARGET")
     if program not in _PROGRAMS:
         raise ConfigError(f"--for {program} is not known; use {', '.join(_PROGRAMS)}")
     if dtype is not None and dtype not in _PRECISIONS:
@@ -60,7 +84,7 @@ def export(
     )  # fmt: skip
     plan = plan_handover(
         open_pieces(resolve_checkpoint(source)), program, str(target), dtype=dtype, serving=serving,  # type: ignore[arg-type]
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, hf_code=hf_code,
     )  # fmt: skip
     with progress_bar(f"{source.name} for {PROGRAMS[program].NAME}") as progress:
         shards = write_handover(plan, target, overwrite=overwrite, workers=workers, progress=progress)
@@ -70,6 +94,19 @@ def export(
     for note in plan.notes:
         stderr.print(f"note: {note}")
     print("\n".join(plan.launch))
+
+
+def _add_code(directory: Path) -> None:
+    from ling.checkpoint.pieces import open_pieces
+    from ling.compat.hf import write_remote_code
+
+    if (kind := open_pieces(directory).kind) != "safetensors":
+        raise ConfigError(
+            f"{directory} is a {kind} checkpoint, which transformers cannot load; "
+            f"make one that it can: ling convert {directory} TARGET --to safetensors"
+        )
+    for path in write_remote_code(directory):
+        print(path)
 
 
 def _describe(plan: "Handover", shards: "Shards | None") -> str:

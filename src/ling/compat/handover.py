@@ -5,7 +5,7 @@ would refuse are cut out. Everything else beside them is written anew from what 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from ling.checkpoint.save import ExportFormat, Precision, config_json
 from ling.checkpoint.shards import Shards, stored_precision
 from ling.checkpoint.source import TensorSource, read_json
 from ling.compat import llamafactory, sglang, vllm
+from ling.compat.hf import write_remote_code
 from ling.compat.serving import Serving, check_serving, with_yarn
 from ling.config import ModelConfig
 from ling.errors import ConfigError
@@ -30,6 +31,8 @@ class Program(Protocol):
 
     NAME: str
     VERSION: str
+    NEEDS_HF_CODE: bool
+    """Whether it runs the network from code in the directory, through transformers."""
 
     def adapt(self, model: ModelConfig, precision: Precision) -> ModelConfig: ...
     def files(self, directory: str, model: ModelConfig) -> dict[str, str]: ...
@@ -59,6 +62,8 @@ class Handover:
     files: dict[str, str]
     """Text of what is written anew beside the weights, by name."""
     tokenizer: Path | None
+    hf_code: bool
+    """Whether code for transformers is put into the directory."""
     launch: list[str]
     notes: list[str]
 
@@ -71,11 +76,13 @@ def plan_handover(
     dtype: Precision | None = None,
     serving: Serving | None = None,
     tokenizer: Path | None = None,
+    hf_code: bool = False,
 ) -> Handover:
     """Decide how `source` becomes a directory for `program`, one of PROGRAMS.
 
     directory  its name, for the launch lines
     dtype      None: as stored; bfloat16 where that is no single precision
+    hf_code    whether code for transformers goes with it; for a program that needs it, it does anyway
     Raises ConfigError for a network or a size that the program cannot take.
     """
     chosen, serving = PROGRAMS[program], serving or Serving()
@@ -89,7 +96,8 @@ def plan_handover(
     files = {"config.json": _json(_config(model, precision)), **text.files, **chosen.files(directory, model)}
     return Handover(
         source=source, model=model, precision=precision, keeps_values=precision == stored, files=files,
-        tokenizer=tokenizer, launch=chosen.launch_lines(directory, model, serving),
+        tokenizer=tokenizer, hf_code=hf_code or chosen.NEEDS_HF_CODE,
+        launch=chosen.launch_lines(directory, model, serving),
         notes=[*text.notes, *chosen.notes(source.config, model, precision, serving)],
     )  # fmt: skip
 
@@ -101,19 +109,15 @@ def write_handover(
     overwrite: bool = False,
     workers: int = 1,
     progress: Progress | None = None,
-    finish: Callable[[Path], None] | None = None,
 ) -> Shards | None:
-    """Write `plan` as `target`, whole or not at all; return what became of the weights' files, None if all are new.
-
-    finish  is called last with the directory before it appears under its name, to add files
-    """
+    """Write `plan` as `target`, whole or not at all; return what became of the weights' files, None if all are new."""
 
     def add_files(directory: Path) -> None:
         for name, text in plan.files.items():
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_text(text, encoding="utf-8")
-        if finish is not None:
-            finish(directory)
+        if plan.hf_code:
+            write_remote_code(directory)
 
     plan.source.config = plan.model
     if plan.keeps_values:

@@ -20,6 +20,7 @@ from ling.errors import ConfigError
 NAME = "LLaMA-Factory"
 VERSION = "0.9.5"
 """Whose arguments, template and data format the files below were checked against."""
+NEEDS_HF_CODE = True
 
 FOLDER = "llamafactory"
 DATASET = "ling_sft"
@@ -84,7 +85,8 @@ def notes(source: ModelConfig, model: ModelConfig, precision: Precision, serving
     return [
         f"put the conversations into {FOLDER}/{DATA_FILE}: one JSON object a line, with messages (and tools)",
         "every second message must be the assistant's or its tool calls; conversations that end otherwise are skipped",
-        "LLaMA-Factory loads the network through transformers, from code in the directory (trust_remote_code)",
+        "LLaMA-Factory loads the network through transformers, from the code that lies in the directory "
+        "(trust_remote_code)",
     ]
 
 

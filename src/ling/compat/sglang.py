@@ -10,6 +10,7 @@ from ling.errors import ConfigError
 NAME = "SGLang"
 VERSION = "0.5.23"
 """What the names and flags below were checked against, by reading and by running its loader; it needs a GPU."""
+NEEDS_HF_CODE = False
 
 
 def adapt(model: ModelConfig, precision: Precision) -> ModelConfig:

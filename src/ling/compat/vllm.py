@@ -11,6 +11,7 @@ from ling.config import ModelConfig
 NAME = "vLLM"
 VERSION = "0.32.0"
 """What the names and flags below were checked against."""
+NEEDS_HF_CODE = False
 
 
 def adapt(model: ModelConfig, precision: Precision) -> ModelConfig:

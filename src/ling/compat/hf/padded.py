@@ -20,7 +20,8 @@ class Layout:
     keep        (B, S) bool, or None: all of them
     positions   (B, S) int64
     key_mask    (B, past + S) bool, which slots of cache and new tokens hold a token; None: all
-    restarts    whether positions restart within a row: documents side by side that must not see each other
+    whole_mask  (B, 1, S, slots) bool, what each new token sees, where the caller says so in full; None: not given
+    document    (B, S) int64, grows where positions do not: documents side by side do not see each other; None: one each
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Layout:
         B, S = shape
         self.shape = shape
         self.past = past
-        self.key_mask = _check_mask(attention_mask, B, past + S)
+        self.key_mask, self.whole_mask = _check_mask(attention_mask, B, S, past + S)
         self.keep: Tensor | None = None
         if self.key_mask is not None:
             if bool(self.key_mask.all()):
@@ -40,8 +41,8 @@ class Layout:
             position_ids = self._positions(device)
         self.positions = position_ids.to(device).expand(B, S)
         self.document: Tensor | None = None
-        if past == 0 and self.key_mask is None:
-            starts = self.positions[:, 1:] != self.positions[:, :-1] + 1
+        if past == 0 and self.key_mask is None and self.whole_mask is None:
+            starts = self.positions[:, 1:] <= self.positions[:, :-1]
             if bool(starts.any()):
                 self.document = torch.nn.functional.pad(starts.cumsum(1), (1, 0))  # (B, S)
         self._row = None if self.keep is None else self.keep.flatten().nonzero().squeeze(1)
@@ -71,10 +72,18 @@ class Layout:
     def visible(self, slots: int, device: torch.device) -> Tensor | None:
         """Return (B or 1, 1, S, slots) bool, which slot each new token sees; None: plainly causal, nothing cached."""
         S = self.shape[1]
-        if self.key_mask is None and self.document is None and self.past == 0 and slots == S:
+        if (
+            self.whole_mask is None
+            and self.key_mask is None
+            and self.document is None
+            and self.past == 0
+            and slots == S
+        ):
             return None
         here = torch.arange(self.past, self.past + S, device=device)[:, None]
         slot = torch.arange(slots, device=device)
+        if self.whole_mask is not None:
+            return self.whole_mask.to(device)[..., :slots] | (slot == here)
         seen = (slot <= here)[None]
         if self.key_mask is not None:
             held = torch.nn.functional.pad(self.key_mask.to(device), (0, slots - self.key_mask.shape[1]))
@@ -140,12 +149,18 @@ def eager_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> 
     return weights @ v, weights
 
 
-def _check_mask(mask: Tensor | None, B: int, slots: int) -> Tensor | None:
+def _check_mask(mask: Tensor | None, B: int, S: int, slots: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return a mask of tokens and a mask of pairs, of which at most one is given.
+
+    transformers makes the second itself for caches of a fixed size, which have more slots than are filled.
+    """
     if mask is None:
-        return None
-    if mask.ndim != 2 or mask.shape[0] != B or mask.shape[1] < slots:
-        raise RequestError(
-            f"attention_mask is {tuple(mask.shape)}; give ({B}, {slots}): 1 for each token, cached ones included, "
-            "0 for padding. Masks of other forms are not supported"
-        )
-    return mask[:, :slots].bool()
+        return None, None
+    if mask.ndim == 2 and mask.shape[0] == B and mask.shape[1] >= slots:
+        return mask[:, :slots].bool(), None
+    if mask.dtype == torch.bool and mask.shape[:3] == (B, 1, S) and mask.shape[3] >= slots:
+        return None, mask
+    raise RequestError(
+        f"attention_mask is {str(mask.dtype).removeprefix('torch.')} {tuple(mask.shape)}; give ({B}, {slots}): 1 for "
+        f"each token, cached ones included, 0 for padding; or bool ({B}, 1, {S}, {slots}): what each token sees"
+    )
