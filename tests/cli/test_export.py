@@ -1,5 +1,6 @@
 """`ling export` from the command line: what goes where, and mistakes in one line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,37 @@ def test_the_source_is_never_overwritten(ling, tmp_path: Path) -> None:
     result = ling("export", "--for", "sglang", BUNDLED, BUNDLED, "--overwrite")
     assert result.code == 2
     assert "must lie apart" in result.err
+
+
+def test_code_for_transformers_is_put_into_a_checkpoint_as_it_lies(ling, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    shutil.copytree(BUNDLED, directory)
+    result = ling("export", "--hf-code", directory)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [
+        str(directory / name) for name in ("configuration_ling.py", "modeling_ling.py", "config.json")
+    ]
+    assert "auto_map" in (directory / "config.json").read_text()
+
+
+def test_code_for_transformers_goes_with_an_export_that_needs_it_or_asks_for_it(ling, tmp_path: Path) -> None:
+    for program, options, present in (("llamafactory", [], True), ("sglang", ["--hf-code"], True), ("vllm", [], False)):
+        assert ling("export", "--for", program, BUNDLED, tmp_path / program, *options).code == 0
+        assert (tmp_path / program / "modeling_ling.py").exists() == present
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("{source}", "say what the directory is for: --for vllm, sglang, llamafactory; or --hf-code"),
+        ("--hf-code {source} {tmp}/out", "--hf-code alone adds to {source} itself and takes no second directory"),
+        ("--for vllm {source}", "name the directory to write"),
+        ("--hf-code {tmp}", "{tmp} is no checkpoint we know"),
+    ],
+)
+def test_a_form_of_the_command_that_means_nothing_is_one_line(ling, tmp_path: Path, arguments: str, line: str) -> None:
+    result = ling("export", *arguments.format(tmp=tmp_path, source=BUNDLED).split())
+    assert result.code == 2, result.err
+    assert line.format(tmp=tmp_path, source=BUNDLED) in result.err
+    assert not any(tmp_path.iterdir())
+    assert not list(BUNDLED.glob("modeling*"))

@@ -89,8 +89,8 @@ class _Waiting(importlib.abc.MetaPathFinder):
                 logger.warning("Ling's classes are not known to transformers' Auto classes: %s", error)
 
     def _loading(self, *names: str) -> bool:
-        modules = [sys.modules[name] for name in names if name in sys.modules and name not in self.loaded]
-        return any(getattr(module.__spec__, "_initializing", False) for module in modules)
+        specs = [getattr(sys.modules.get(name), "__spec__", None) for name in names if name not in self.loaded]
+        return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 class _ThenRegister(importlib.abc.Loader):
