@@ -37,3 +37,14 @@ def test_a_dry_run_refuses_what_the_run_would(ling, tmp_path: Path) -> None:
         refused = ling("convert", tmp_path / source, tmp_path / "a.gguf", "--to", "gguf", "--dry-run")
         assert refused.code == 2
         assert line in refused.err
+
+
+def test_a_gguf_file_is_a_source(ling, tmp_path: Path) -> None:
+    assert ling("convert", bundled_directory(), tmp_path / "model.gguf", "--to", "gguf").code == 0
+    result = ling("convert", tmp_path / "model.gguf", tmp_path / "back", "--verify")
+    assert result.code == 0, result.err
+    for name in ("model-00001-of-00001.safetensors", "special_tokens_map.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (bundled_directory() / name).read_bytes(), name
+    result = ling("convert", tmp_path / "model.gguf", tmp_path)
+    assert result.code == 2
+    assert "must lie apart" in result.err

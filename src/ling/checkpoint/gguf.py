@@ -148,10 +148,22 @@ def tokenizer_directory(source: PieceSource, tokenizer: Path | None) -> Path:
 def open_gguf(path: Path) -> "GGUFReader":
     """Map a file into memory; CheckpointError if it is not a whole GGUF file."""
     gguf = library()
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc, name-defined]
+        """As the package's own, which beyond the end of a file reads nothing, as often as a header says."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **named: Any) -> Any:
+            found = super()._get(offset, dtype, count, *order, **named)
+            if len(found) < count:
+                raise ValueError("it ends early")
+            return found
+
     try:
-        reader: GGUFReader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:  # what damage makes it raise
-        raise CheckpointError(f"{path} is not a whole GGUF file ({error}); convert it again") from None
+        reader: GGUFReader = Reader(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:  # what damage makes it raise
+        raise CheckpointError(f"{path} is not a whole GGUF file ({error}); write or copy it again") from None
     return reader
 
 

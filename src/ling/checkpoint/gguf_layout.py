@@ -14,7 +14,7 @@ _TOP = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-HEAD = _TOP["lm_head.weight"]
+EMBEDDING, HEAD = _TOP["model.word_embeddings.weight"], _TOP["lm_head.weight"]
 _LAYER = {
     "input_layernorm.weight": "attn_norm.weight",
     "attention.query_key_value.weight": "attn_qkv.weight",

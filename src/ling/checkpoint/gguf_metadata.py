@@ -77,9 +77,12 @@ def _add_rope_scaling(writer: "GGUFWriter", scaling: RopeScaling | None) -> None
     if scaling.type == "yarn":
         assert scaling.original_max_position_embeddings is not None
         writer.add_rope_scaling_orig_ctx_len(scaling.original_max_position_embeddings)
-        # llama.cpp multiplies this by the factor that YaRN derives from the ratio of contexts.
-        derived = 0.1 * math.log(scaling.factor) + 1.0
-        writer.add_rope_scaling_attn_factors(yarn_attention_factor(scaling) / derived)
+        writer.add_rope_scaling_attn_factors(yarn_attention_factor(scaling) / yarn_derived_factor(scaling.factor))
+
+
+def yarn_derived_factor(factor: float) -> float:
+    """Return what llama.cpp multiplies the stored attention factor by, from the ratio of contexts."""
+    return 0.1 * math.log(factor) + 1.0
 
 
 def add_tokenizer(writer: "GGUFWriter", directory: Path, vocab_size: int) -> None:

@@ -28,13 +28,14 @@ class PieceSource(Protocol):
     """A checkpoint that is read from."""
 
     kind: str
-    """What it is, for messages: `safetensors`, `training checkpoint`, `Megatron checkpoint`."""
+    """What it is, for messages: `safetensors`, `training checkpoint`, `Megatron checkpoint`, `GGUF file`."""
     directory: Path
+    """Where it lies; of a GGUF file the file."""
     config: ModelConfig
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """Every directory that is read from."""
+        """Everything that is read from: directories, and GGUF files."""
         ...
 
     def read(self, piece: Piece) -> Tensor:
@@ -56,6 +57,8 @@ class PieceSource(Protocol):
 
 def open_pieces(directory: Path) -> PieceSource:
     """Find out what `directory` is and open it; CheckpointError that lists what it could have been."""
+    if directory.is_file():
+        return _open_file(directory)
     if (iteration := find_iteration(directory)) is not None:
         return megatron_pieces(iteration)
     if (directory / ".metadata").is_file():
@@ -68,6 +71,16 @@ def open_pieces(directory: Path) -> PieceSource:
         f"{directory} is no checkpoint we know: Hugging Face directories have config.json, training checkpoints "
         ".metadata, Megatron's common.pt or latest_checkpointed_iteration.txt"
     )
+
+
+def _open_file(path: Path) -> PieceSource:
+    from ling.checkpoint.gguf_source import GgufPieces, is_gguf  # it is built on what is written here
+
+    if not is_gguf(path):
+        raise CheckpointError(
+            f"{path} is a file, and only GGUF files are checkpoints by themselves; give the directory"
+        )
+    return GgufPieces(path)
 
 
 class SafetensorsPieces:

@@ -49,7 +49,9 @@ class Conversion:
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Hugging Face directory or name, training checkpoint, or Megatron's.")],
+    source: Annotated[
+        Path, typer.Argument(help="Hugging Face directory or name, training checkpoint, Megatron's, or GGUF file.")
+    ],
     target: Annotated[Path, typer.Argument(help="Directory to write, or GGUF file; must not exist.")],
     to: Annotated[str, typer.Option(help="safetensors, training, megatron or gguf.")] = "safetensors",
     dtype: Annotated[

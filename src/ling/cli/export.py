@@ -18,7 +18,9 @@ _PRECISIONS = ("float32", "bfloat16", "float8")
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="Hugging Face directory, training checkpoint, or Megatron's.")],
+    source: Annotated[
+        Path, typer.Argument(help="Hugging Face directory or name, training checkpoint, Megatron's, or GGUF file.")
+    ],
     target: Annotated[
         Path | None, typer.Argument(help="Directory to write; must not exist.", show_default=False)
     ] = None,

@@ -1,11 +1,11 @@
-"""Training a small vocabulary of Ling's kind: byte-level BPE, special tokens at the end."""
+"""Vocabularies of Ling's kind, byte-level BPE: trained on text, or put together from their parts."""
 
 from collections.abc import Iterable
 
 import tokenizers
 from tokenizers import decoders, models, trainers
 
-from ling.errors import ConfigError, DataError
+from ling.errors import CheckpointError, ConfigError, DataError
 from ling.tokenizer.byte_level import BYTE_OF_CHARACTER, describe_surrogate, ling_pre_tokenizer
 from ling.tokenizer.special import SPECIAL_TOKENS
 
@@ -48,4 +48,24 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
         )
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     assert tokenizer.get_vocab_size() == vocab_size, (tokenizer.get_vocab_size(), vocab_size)
+    return tokenizer
+
+
+def assemble_bpe(
+    vocab: dict[str, int], merges: list[tuple[str, ...]], special: list[str], added: list[str], *, where: str
+) -> tokenizers.Tokenizer:
+    """Put a vocabulary of Ling's kind together; CheckpointError that starts with `where` if it contradicts itself.
+
+    vocab           every token's id, in the byte alphabet; those of `special` and `added` as they are spelt
+    merges          pairs of tokens, the first to be merged first
+    special, added  tokens that text is searched for before it is cut; the former are never decoded to text
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))  # type: ignore[arg-type]
+    except Exception as error:  # the library raises nothing narrower
+        raise CheckpointError(f"{where} holds a vocabulary that contradicts itself: {error}") from None
+    tokenizer.pre_tokenizer = ling_pre_tokenizer()
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([tokenizers.AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
     return tokenizer
