@@ -49,8 +49,8 @@ def conversations() -> list[list[dict[str, str]]]:
 def arguments(work: Path, **more: Any) -> dict[str, Any]:
     return {
         "output_dir": str(work), "max_steps": STEPS, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
-        "gradient_accumulation_steps": 2, "logging_steps": 1, "save_steps": STEPS // 2, "report_to": [], "use_cpu": True,
-        "seed": 7, "lr_scheduler_type": "constant", "bf16": False, **more,
+        "gradient_accumulation_steps": 2, "logging_steps": 1, "save_steps": STEPS // 2, "report_to": [],
+        "use_cpu": True, "seed": 7, "lr_scheduler_type": "constant", "bf16": False, **more,
     }  # fmt: skip
 
 

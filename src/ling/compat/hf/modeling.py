@@ -1,39 +1,27 @@
-"""`LingForCausalLM`: the one network of `ling.model` behind the interface of transformers.
-
-A padded batch is packed into the flat row of tokens that the network sees, keys and values go to a cache of
-transformers, and hidden states are laid back into the batch for the head.
-"""
+"""`LingForCausalLM`: `LingModel` with a head and losses, and published files as transformers loads and saves them."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import __version__
-from transformers.cache_utils import DynamicCache
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
-from transformers.utils import logging
 
+from ling.compat.hf.backbone import LingModel, LingModelOutput, lay_out, own_precision
 from ling.compat.hf.configuration import LingConfig
-from ling.compat.hf.padded import ATTENTION, Layout, PaddedBatch
 from ling.compat.hf.weights import take_experts, to_model, to_published
-from ling.errors import CheckpointError, RequestError
+from ling.errors import CheckpointError
 from ling.model.batch import shift_within
 from ling.model.linear import Linear, quantity_of
 from ling.model.norm import RMSNorm
-from ling.model.transformer import Transformer
 from ling.ops.cross_entropy import IGNORE
 from ling.ops.linear import linear
 from ling.ops.precision import at_least_float32
 from ling.ops.ragged import Ragged
-from ling.ops.router import Routing
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -53,7 +41,6 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = LingConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    gradient_checkpointing = False
     _no_split_modules = ["Block", "MtpBlock"]  # noqa: RUF012 (transformers wants lists here)
     _supports_sdpa = True
     _tied_weights_keys = {"lm_head.weight": "model.word_embeddings.weight"}  # noqa: RUF012
@@ -62,7 +49,7 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: LingConfig) -> None:
         super().__init__(config)
         network = config.to_ling()
-        self.model = Transformer(network)
+        self.model = LingModel(config)
         self.lm_head: nn.Module = Linear(network.hidden_size, network.vocab_size)
         self._keep_in_fp32_modules_strict = set(_ROUTER if network.num_moe_layers else ())
         self.register_load_state_dict_pre_hook(_accept_published_experts)
@@ -93,53 +80,38 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
         labels              (B, S) as input_ids, -100 where nothing is learnt; shifted here
         num_items_in_batch  labels of all microbatches of a step, by which summed losses are then divided
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise RequestError("give either input_ids or inputs_embeds")
-        implementation = self._attention(output_attentions)
-        given = inputs_embeds if input_ids is None else input_ids
-        assert given is not None
-        use_cache = self._use_cache(use_cache, labels)
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        layout = Layout((given.shape[0], given.shape[1]), past, attention_mask, position_ids, given.device)
-        tokens = None if input_ids is None else layout.pack(input_ids)
-        rows = Ragged(layout.lengths(), given.device) if labels is not None else None
-        mtp_ids = self._tokens_ahead(tokens, rows, past)
-        batch = PaddedBatch(
-            layout,
-            past_key_values,
-            self.config.num_hidden_layers,
-            implementation,
-            mtp_ids,
-            [] if self._wanted("output_attentions", output_attentions) else None,
+        given = self.model.given(input_ids, inputs_embeds)
+        layout = lay_out(given, past_key_values, attention_mask, position_ids)
+        rows = None if labels is None else Ragged(layout.lengths(), given.device)
+        output: LingModelOutput = self.model(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=False if use_cache is None and labels is not None else use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_router_logits=output_router_logits,
+            layout=layout,
+            mtp_ids=self._tokens_ahead(None if input_ids is None else layout.pack(input_ids), rows, layout.past),
         )
-        hidden_states: list[Tensor] | None = [] if self._wanted("output_hidden_states", output_hidden_states) else None
-        with _own_precision(given.device), _inputs_of(self._main_blocks(), hidden_states):
-            output = self.model(
-                tokens,
-                layout.pack(layout.positions),
-                batch,
-                embeddings=None if inputs_embeds is None else layout.pack(inputs_embeds),
-                run=self._run_block,
-            )
-            padded = layout.unpack(output.hidden)
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self._logits(padded[:, kept])
-            losses: list[Tensor] = []
-            if labels is not None and rows is not None:
+        hidden = output.last_hidden_state
+        assert hidden is not None
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        losses: list[Tensor] = []
+        with own_precision(given.device):
+            logits = self._logits(hidden[:, kept])
+            if rows is not None and labels is not None:
                 whole = isinstance(logits_to_keep, int) and logits_to_keep == 0
-                first = layout.pack(logits) if whole else self._logits(output.hidden)
-                heads = [first, *map(self._logits, output.mtp_hidden)]
-                losses = _cross_entropies(heads, layout.pack(labels), rows, num_items_in_batch)
+                heads = [logits if whole else self._logits(hidden), *map(self._logits, output.mtp_hidden or ())]
+                losses = _cross_entropies([*map(layout.pack, heads)], layout.pack(labels), rows, num_items_in_batch)
         result = LingOutput(
             loss=losses[0] + self.config.mtp_loss_scaling_factor * sum(losses[1:]) if losses else None,
             mtp_loss=tuple(x.detach() for x in losses[1:]) or None,
             logits=logits,
-            past_key_values=past_key_values if use_cache else None,
-            hidden_states=None if hidden_states is None else (*map(layout.unpack, hidden_states), padded),
-            attentions=None if batch.attentions is None else tuple(batch.attentions),
-            router_logits=self._router_logits(layout, output.routings, output_router_logits),
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            router_logits=output.router_logits,
         )
         wanted = self.config.return_dict if return_dict is None else return_dict
         return result if wanted else result.to_tuple()
@@ -211,32 +183,6 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
 
     # ---- parts of forward ----
 
-    def _attention(self, output_attentions: bool | None) -> str:
-        implementation = self.config._attn_implementation
-        if implementation not in ATTENTION:
-            raise RequestError(f"attention {implementation} is not supported; use {' or '.join(ATTENTION)}")
-        if self._wanted("output_attentions", output_attentions) and implementation != "eager":
-            raise RequestError(f"{implementation} attention keeps no weights; load with attn_implementation='eager'")
-        return implementation
-
-    def _wanted(self, name: str, given: bool | None) -> bool:
-        return bool(getattr(self.config, name, False) if given is None else given)
-
-    def _use_cache(self, given: bool | None, labels: Tensor | None) -> bool:
-        if self.gradient_checkpointing and self.training:
-            if given:
-                logger.warning_once("use_cache is off while gradient checkpointing recomputes blocks")
-            return False
-        return bool((self.config.use_cache and labels is None) if given is None else given)
-
-    def _run_block(self, block: Any, *arguments: Any) -> Any:
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(block, *arguments)
-        return block(*arguments)
-
-    def _main_blocks(self) -> list[nn.Module]:
-        return list(self.model.layers[: self.config.num_hidden_layers])
-
     def _tokens_ahead(self, tokens: Tensor | None, rows: Ragged | None, past: int) -> Tensor | None:
         """Return what MTP layers read, if their loss is wanted and can be had: not behind a cache or without ids."""
         depth = self.config.num_nextn_predict_layers if self.config.mtp_loss_scaling_factor else 0
@@ -246,12 +192,6 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return at_least_float32(linear(hidden, quantity_of(self.lm_head)))
-
-    def _router_logits(self, layout: Layout, routings: dict[int, Routing], wanted: bool | None) -> Any:
-        if not self._wanted("output_router_logits", wanted):
-            return None
-        main = [routing for layer, routing in routings.items() if layer < self.config.num_hidden_layers]
-        return tuple((layout.unpack(routing.logits), layout.unpack(routing.ids)) for routing in main)
 
 
 def _cross_entropies(
@@ -294,29 +234,3 @@ def _without_fp8(config: Any) -> Any:
 
 def _accept_published_experts(module: Any, state: Any, prefix: str, *_: Any) -> None:
     take_experts(state, prefix, module, module.config.to_ling())
-
-
-@contextmanager
-def _own_precision(device: torch.device) -> Iterator[None]:
-    """Compute in the dtype of the weights: autocast would round the router, and casts are written out here."""
-    if torch.is_autocast_enabled(device.type):
-        logger.warning_once(
-            "autocast is on, but Ling computes in the dtype of its weights; for bfloat16 arithmetic load the model "
-            "with dtype=torch.bfloat16"
-        )
-    with torch.autocast(device.type, enabled=False):
-        yield
-
-
-@contextmanager
-def _inputs_of(blocks: list[nn.Module], found: list[Tensor] | None) -> Iterator[None]:
-    """Append the first argument of each block's call to `found`, unless that is None."""
-    if found is None:
-        yield
-        return
-    handles = [b.register_forward_pre_hook(lambda _, arguments: found.append(arguments[0])) for b in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -25,8 +25,8 @@ _MODELING_MODULES = (
     "ling.ops.router", "ling.ops.row_order", "ling.ops.mlp", "ling.ops.moe", "ling.ops.attention",
     "ling.ops.cross_entropy", "ling.model.pinned", "ling.model.norm", "ling.model.linear", "ling.model.mlp",
     "ling.model.moe", "ling.model.batch", "ling.model.attention", "ling.model.block", "ling.model.mtp",
-    "ling.model.transformer", "ling.checkpoint.names", "ling.compat.hf.padded", "ling.compat.hf.weights",
-    "ling.compat.hf.modeling",
+    "ling.model.transformer", "ling.checkpoint.names", "ling.compat.hf.padded", "ling.compat.hf.backbone",
+    "ling.compat.hf.weights", "ling.compat.hf.modeling",
 )  # fmt: skip
 
 
@@ -60,7 +60,9 @@ def write_remote_code(directory: Path) -> list[Path]:
 
 def remote_code() -> dict[str, str]:
     """Return the generated files by name."""
-    modeling = inline(_MODELING_MODULES, ["LingForCausalLM"], whole=["ling.compat.hf.modeling"])
+    modeling = inline(
+        _MODELING_MODULES, ["LingForCausalLM"], whole=["ling.compat.hf.backbone", "ling.compat.hf.modeling"]
+    )
     configuration = inline(
         _CONFIGURATION_MODULES,
         ["LingConfig", *modeling.missing],
