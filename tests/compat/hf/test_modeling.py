@@ -259,7 +259,7 @@ def test_an_attention_that_is_not_ours_is_refused(directory: Path) -> None:
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
 def test_ways_of_generating_that_take_the_cache_apart(directory: Path, options: dict[str, Any]) -> None:
     model, ids = load(directory), tokens(directory, 1, 3).repeat(1, 4)
-    given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
     found = model.generate(ids, **given, **options)
     if "num_beams" in options:
         assert torch.equal(found, model.generate(ids, **given, **options, use_cache=False))
