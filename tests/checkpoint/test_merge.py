@@ -103,3 +103,34 @@ def test_different_tokenizers_are_refused(checkpoints: list[Path], tmp_path: Pat
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"name": name}))
     with pytest.raises(CheckpointError, match="different tokenizers"):
         MergedPieces([open_pieces(tmp_path / "a"), open_pieces(tmp_path / "b")], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("order", "weights"), [((0, 1), [0.5, 0.5]), ((1, 0), [0.25, 0.75]), ((0, 1), [0.25 + 4e-6, 0.75 - 4e-6])]
+)
+def test_an_interrupted_merge_does_not_go_on_with_another_one_s_files(
+    order: tuple[int, ...], weights: list[float], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for seed, path in enumerate(paths):
+        save_model(tiny_model(seed=seed), path)
+
+    def interrupt(now: int, total: int) -> None:
+        if now == total // 2:
+            raise KeyboardInterrupt
+
+    def merged(order: tuple[int, ...], weights: list[float]) -> MergedPieces:
+        return MergedPieces([open_pieces(paths[i]) for i in order], weights)
+
+    float32 = ExportFormat(precision="float32")
+    with pytest.raises(KeyboardInterrupt):
+        to_safetensors(
+            merged((0, 1), [0.25, 0.75]), tmp_path / "out", float32, max_shard_bytes=50_000, progress=interrupt
+        )
+    to_safetensors(merged(order, weights), tmp_path / "out", float32, max_shard_bytes=50_000)
+    assert verify(merged(order, weights), tmp_path / "out", float32) > 100
+
+
+def test_weights_whose_sum_overflows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="finite sum"):
+        given_weights([1e308, 1e308], 2)

@@ -239,9 +239,9 @@ def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tup
 
 def _fingerprint(source: PieceSource, export: ExportFormat, max_shard_bytes: int) -> str:
     """Return a short name of what is read, as it is now, and how it is written."""
-    found = sorted(f.resolve() for d in source.directories for f in d.iterdir() if f.is_file())
-    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found]
-    told = [source.kind, files, asdict(export), max_shard_bytes, write_published(source.config)]
+    found = [sorted(f.resolve() for f in d.iterdir() if f.is_file()) for d in source.directories]  # order matters
+    files = [[(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in each] for each in found]
+    told = [source.kind, source.shares, files, asdict(export), max_shard_bytes, write_published(source.config)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 

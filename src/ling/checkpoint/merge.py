@@ -47,8 +47,8 @@ def given_weights(weights: Sequence[float], count: int) -> list[float]:
     """Return explicit weights scaled to sum to 1; ConfigError if they are not one per checkpoint."""
     if len(weights) != count:
         raise ConfigError(f"{len(weights)} weights for {count} checkpoints; give one for each, oldest first")
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
-        raise ConfigError(f"weights must be numbers of at least 0 that do not all vanish, got {_list(weights)}")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not 0 < sum(weights) < math.inf:
+        raise ConfigError(f"weights must be numbers of at least 0 with a finite sum above 0, got {_list(weights)}")
     return [w / sum(weights) for w in weights]
 
 
@@ -63,7 +63,7 @@ class MergedPieces:
         """
         assert len(sources) == len(weights), (len(sources), len(weights))
         self.sources = tuple(sources)
-        self.weights = tuple(weights)
+        self.shares = tuple(weights)
         self.directory = sources[-1].directory
         self.config = sources[-1].config
         self.kind = f"merge of {len(sources)} checkpoints, oldest first, with weights {_list(weights)}"
@@ -78,7 +78,7 @@ class MergedPieces:
         # As steps away from the newest: differences of neighbours are small and exact, and equal values stay equal.
         newest = self.sources[-1].read(piece).float()
         total = torch.zeros_like(newest)
-        for source, weight in zip(self.sources[:-1], self.weights):
+        for source, weight in zip(self.sources[:-1], self.shares):
             if weight:
                 total.add_(source.read(piece).float() - newest, alpha=weight)
         return total.add_(newest)
@@ -87,7 +87,7 @@ class MergedPieces:
         return torch.float32
 
     def reopen(self) -> "MergedPieces":
-        return MergedPieces([source.reopen() for source in self.sources], self.weights)
+        return MergedPieces([source.reopen() for source in self.sources], self.shares)
 
     def tokenizer_files(self) -> list[Path]:
         return self.sources[-1].tokenizer_files()

@@ -31,6 +31,8 @@ class PieceSource(Protocol):
     """What it is, for messages: `safetensors`, `training checkpoint`, `Megatron checkpoint`."""
     directory: Path
     config: ModelConfig
+    shares: tuple[float, ...]
+    """What each of `directories` counts for in the values that are read."""
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -74,6 +76,7 @@ class SafetensorsPieces:
     """A Hugging Face directory, FP32, BF16 or FP8."""
 
     kind = "safetensors"
+    shares = (1.0,)
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -107,6 +110,8 @@ class SafetensorsPieces:
 
 class DcpPieces:
     """A distributed checkpoint whose tensors hold the pieces where `layout` says."""
+
+    shares = (1.0,)
 
     def __init__(self, source: DcpSource, config: ModelConfig, layout: Layout, kind: str, tokenizer: Path) -> None:
         self.kind = kind
