@@ -90,7 +90,8 @@ def test_float8_with_mtp(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_mtp_on_its_own(case: str, tmp_path: Path) -> None:
-    mtp_to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat())
+    with mtp_to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat()):
+        pass
     assert_reference(tmp_path / "out", case, "mtp_separate")
     assert [f.name for f in (tmp_path / "out").glob("*.safetensors")] == ["mtp_layers_parameters.safetensors"]
     config = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))

@@ -58,7 +58,7 @@ def atomic_directory(target: Path, *, overwrite: bool = False, resume: str | Non
 def atomic_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a path that becomes `target` when the block ends well, and vanishes when it does not; as above."""
     target = target.resolve()
-    _check_free_file(target, overwrite=overwrite)
+    check_free_file(target, overwrite=overwrite)
     partial = _beside(target, "partial-new")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def atomic_file(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             try:
                 yield partial
                 _sync_one(partial)
-                _check_free_file(target, overwrite=overwrite)  # it may have been made meanwhile
+                check_free_file(target, overwrite=overwrite)  # it may have been made meanwhile
                 partial.replace(target)
                 _sync_one(target.parent)
             finally:
@@ -79,15 +79,23 @@ def check_free(target: Path, *, overwrite: bool = False) -> None:
     """Raise CheckpointError if `atomic_directory` would refuse `target` for what is there."""
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; choose a directory")
+    _check_parents(target)
     if target.exists() and not overwrite and any(target.iterdir()):
         raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
 
 
-def _check_free_file(target: Path, *, overwrite: bool) -> None:
+def check_free_file(target: Path, *, overwrite: bool = False) -> None:
+    """Raise CheckpointError if `atomic_file` would refuse `target` for what is there."""
     if target.is_dir():
         raise CheckpointError(f"{target} is a directory; name a file")
+    _check_parents(target)
     if target.exists() and not overwrite:
         raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
+
+
+def _check_parents(target: Path) -> None:
+    if (file := next((parent for parent in target.parents if parent.is_file()), None)) is not None:
+        raise CheckpointError(f"cannot write {target}: {file} is a file; choose another target")
 
 
 def _beside(target: Path, suffix: str) -> Path:

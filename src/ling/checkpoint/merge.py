@@ -63,7 +63,7 @@ class MergedPieces:
         """
         assert len(sources) == len(weights), (len(sources), len(weights))
         self.sources = tuple(sources)
-        self.shares = tuple(weights)
+        self.shares: tuple[float, ...] = tuple(weights)
         self.directory = sources[-1].directory
         self.config = sources[-1].config
         self.kind = f"merge of {len(sources)} checkpoints, oldest first, with weights {_list(weights)}"

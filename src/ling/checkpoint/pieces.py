@@ -76,7 +76,7 @@ class SafetensorsPieces:
     """A Hugging Face directory, FP32, BF16 or FP8."""
 
     kind = "safetensors"
-    shares = (1.0,)
+    shares: tuple[float, ...] = (1.0,)
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -111,7 +111,7 @@ class SafetensorsPieces:
 class DcpPieces:
     """A distributed checkpoint whose tensors hold the pieces where `layout` says."""
 
-    shares = (1.0,)
+    shares: tuple[float, ...] = (1.0,)
 
     def __init__(self, source: DcpSource, config: ModelConfig, layout: Layout, kind: str, tokenizer: Path) -> None:
         self.kind = kind

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ling.cli.convert import Conversion, run_conversion
+from ling.cli.convert import MAX_SHARD_SIZE_HELP, Conversion, run_conversion
 from ling.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def merge(
     fp8_scales: Annotated[str | None, typer.Option(help="Of float8: published (left out), pow2 or fp32.")] = None,
     mtp: Annotated[str, typer.Option(help="keep or drop MTP layers.")] = "keep",
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights.")] = None,
-    max_shard_size: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = 5.0,
+    max_shard_size: Annotated[float | None, typer.Option(help=MAX_SHARD_SIZE_HELP, show_default=False)] = None,
     workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Read the target back and compare every tensor.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
