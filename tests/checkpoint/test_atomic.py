@@ -110,13 +110,20 @@ def test_a_replacement_that_was_cut_short_loses_nothing(moment: str, tmp_path: P
 
 
 def test_a_target_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="exists already"), atomic_directory(tmp_path / "out") as partial:
-        (partial / "a").write_text("ours")
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out/thesis.txt").write_text("theirs")
+    def write_directory() -> None:
+        with atomic_directory(tmp_path / "out") as partial:
+            (partial / "a").write_text("ours")
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/thesis.txt").write_text("theirs")
+
+    def write_file() -> None:
+        with atomic_file(tmp_path / "file") as partial:
+            partial.write_text("ours")
+            (tmp_path / "file").write_text("theirs")
+
+    for write in (write_directory, write_file):
+        with pytest.raises(CheckpointError, match="exists already"):
+            write()
     assert (tmp_path / "out/thesis.txt").read_text() == "theirs"
-    with pytest.raises(CheckpointError, match="exists already"), atomic_file(tmp_path / "file") as partial:
-        partial.write_text("ours")
-        (tmp_path / "file").write_text("theirs")
     assert (tmp_path / "file").read_text() == "theirs"
     assert names(tmp_path) == ["file", "out"]

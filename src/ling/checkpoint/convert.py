@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ from ling.checkpoint.source import TensorSource
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES
 from ling.config import ModelConfig, write_published
 from ling.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 MTP_FILE = "mtp_layers_parameters.safetensors"
 """The published name of MTP layers on their own."""
@@ -239,8 +242,11 @@ def to_megatron(
     dtype  None: as stored. Expert biases stay float32
     """
     files, config = files_beside(source, tokenizer), source.config
-    if config.tie_word_embeddings:
-        raise CheckpointError(f"{source.directory} shares embedding and head, which Megatron's recipes do not")
+    if config.rope_scaling is not None:
+        logger.warning(
+            "Megatron does not stretch the context with %s: it trains as if without; the way back has it again",
+            config.rope_scaling.type,
+        )
     check_target(source, target, overwrite=overwrite)
     with atomic_directory(target, overwrite=overwrite) as partial:
         iteration = partial / FIRST_ITERATION

@@ -115,7 +115,7 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
     if source is None:
         if asked.source.is_file():
             raise ConfigError(f"{asked.source} is a file; give the directory that it lies in")
-        source = open_pieces(resolve_checkpoint(asked.source))
+        source = open_pieces(resolve_checkpoint(asked.source), asked.tokenizer)
     precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
     export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
     _check_targets(asked, source)
