@@ -10,7 +10,7 @@ from torch import Tensor
 from ling.checkpoint.dcp import FACTS_NAME, DcpSource
 from ling.checkpoint.layout import EMBEDDING, MODEL_PREFIX, NOT_WEIGHTS, Layout, megatron_layout, training_layout
 from ling.checkpoint.load import PieceReader, read_config
-from ling.checkpoint.megatron import config_from_args, find_iteration, read_args
+from ling.checkpoint.megatron import COMMON_NAME, config_from_args, find_iteration, read_args
 from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.source import quoted
 from ling.config import ModelConfig, read_published
@@ -24,7 +24,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json",
 )  # fmt: skip
 _TOKENIZER_ARGS = ("spm_tokenizer_path", "tokenizer_model")
-_HELD = 2  # an expert's gate and up lie in one stacked tensor, its down in another
+HELD_STACKS = 2  # an expert's gate and up lie in one stacked tensor, its down in another
 
 
 class PieceSource(Protocol):
@@ -44,6 +44,10 @@ class PieceSource(Protocol):
 
     def read(self, piece: Piece) -> Tensor:
         """Return the values of a published tensor, in the dtype they are stored in (FP8 blocks: float32)."""
+        ...
+
+    def release(self) -> None:
+        """Let go of what is held so that the next `read` is fast."""
         ...
 
     def dtype(self, piece: Piece) -> torch.dtype:
@@ -96,6 +100,9 @@ class SafetensorsPieces:
     def read(self, piece: Piece) -> Tensor:
         return self._reader.values(piece)
 
+    def release(self) -> None:
+        pass
+
     def dtype(self, piece: Piece) -> torch.dtype:
         return self._reader.dtype(piece)
 
@@ -108,7 +115,9 @@ class SafetensorsPieces:
         return self._reader.is_quantized(piece)
 
     def reopen(self) -> "SafetensorsPieces":
-        return SafetensorsPieces(self.directory)
+        again = SafetensorsPieces(self.directory)
+        again.config = self.config
+        return again
 
     def tokenizer_files(self) -> list[Path]:
         return _known_files(self.directory)
@@ -135,11 +144,14 @@ class DcpPieces:
     def read(self, piece: Piece) -> Tensor:
         place = self._layout(piece)
         if place.key not in self._held:
-            while len(self._held) >= _HELD:
+            while len(self._held) >= HELD_STACKS:
                 self._held.popitem(last=False)
             self._held[place.key] = self._source.read(place.key, place.shape)
         self._held.move_to_end(place.key)
         return place.get(self._held[place.key])
+
+    def release(self) -> None:
+        self._held.clear()
 
     def dtype(self, piece: Piece) -> torch.dtype:
         return self._source.dtype(self._layout(piece).key)
@@ -161,6 +173,11 @@ class DcpPieces:
 def training_pieces(directory: Path) -> DcpPieces:
     """Open one of `ling`'s training checkpoints."""
     source = DcpSource(directory)
+    if not (directory / FACTS_NAME).is_file():
+        raise CheckpointError(
+            f"{directory} has .metadata, but neither {FACTS_NAME}, as our training checkpoints have, nor Megatron's "
+            f"{COMMON_NAME}; copy it again, whole"
+        )
     model = source.facts().get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{directory / FACTS_NAME} does not say what model this is; copy the checkpoint again")

@@ -256,7 +256,7 @@ def _check(asked: Conversion) -> None:
         if not 0 < size < _LARGEST_SHARD_GB:
             raise ConfigError(f"--max-shard-size must be a positive number of GB below 1e9, got {size:g}")
     if asked.tokenizer is not None and not asked.tokenizer.is_dir():
-        raise ConfigError(f"--tokenizer {asked.tokenizer} is not a directory")
+        raise ConfigError(f"tokenizer {asked.tokenizer} is not a directory")
 
 
 def _check_gguf(asked: Conversion) -> None:
