@@ -127,3 +127,13 @@ def test_a_target_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> Non
     assert (tmp_path / "out/thesis.txt").read_text() == "theirs"
     assert (tmp_path / "file").read_text() == "theirs"
     assert names(tmp_path) == ["file", "out"]
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(CheckpointError, match="volume is a mount point"), atomic_directory(tmp_path / "volume"):
+        raise AssertionError("nothing is to be written")
+    with atomic_directory(tmp_path / "volume/out"):
+        pass
+    assert names(tmp_path) == ["volume"]

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from ling.checkpoint.layout import megatron_layout
 from ling.checkpoint.megatron import COMMON_NAME, args_from_config, config_from_args, find_iteration, read_args
 from ling.checkpoint.names import published_pieces
 from ling.checkpoint.pieces import open_pieces
-from ling.checkpoint.save import ExportFormat
+from ling.checkpoint.save import ExportFormat, ScaleMode
 from ling.config import ModelConfig, write_published
 from ling.config.model import RopeScaling
 from ling.engine.bundled import bundled_directory
@@ -413,6 +415,19 @@ def test_a_card_that_is_there_is_kept_and_its_section_renewed(published: Path, t
     assert "E4M3" not in card
 
 
+@pytest.mark.parametrize("write", [to_megatron, to_training])
+def test_a_card_goes_through_distributed_checkpoints(write, published: Path, tmp_path: Path) -> None:
+    (published / "README.md").write_text("# Mine\n\nTrained with care.\n")
+    write(open_pieces(published), tmp_path / "dcp")
+    (card,) = (tmp_path / "dcp").rglob("README.md")
+    assert "from published (safetensors)" in card.read_text()
+    to_safetensors(open_pieces(tmp_path / "dcp"), tmp_path / "back", ExportFormat())
+    text = (tmp_path / "back/README.md").read_text()
+    assert text.startswith("# Mine\n\nTrained with care.\n")
+    assert text.count("How these files were made") == 1
+    assert "Stored as bfloat16;" in text
+
+
 def test_generation_settings_are_written_where_there_are_none(published: Path, tmp_path: Path) -> None:
     bundled = bundled_directory()
     to_safetensors(open_pieces(published), tmp_path / "plain", ExportFormat())
@@ -423,6 +438,55 @@ def test_generation_settings_are_written_where_there_are_none(published: Path, t
     to_safetensors(open_pieces(tmp_path / "bare"), tmp_path / "full", ExportFormat())
     settings = json.loads((tmp_path / "full/generation_config.json").read_text())
     assert settings == {"eos_token_id": [2042, 2045], "pad_token_id": 2042, "do_sample": False}
+
+
+# ---- every combination ----
+
+
+@pytest.mark.slow
+def test_every_combination_of_options_verifies_or_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ling.cli.app import main
+
+    small = {
+        "vocab_size": 2048, "head_dim": 16, "num_experts": 8, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+        "pad_token_id": 2042, "eos_token_id": (2042, 2045),
+    }  # fmt: skip
+    model, sources = tiny_model(seed=1, **small), []
+    for precision, scales in (("float32", None), ("bfloat16", None), *(("float8", s) for s in get_args(ScaleMode))):
+        sources.append(tmp_path / f"{precision}{scales or ''}")
+        save_model(model, sources[-1], export=ExportFormat(precision=precision, fp8_scales=scales))  # type: ignore[arg-type]
+    for write, name in ((to_training, "training"), (to_megatron, "megatron")):
+        write(open_pieces(tmp_path / "bfloat16"), tmp_path / name)
+        sources.append(tmp_path / name)
+    dtypes = (None, "float32", "bfloat16", "float8", "float16", "q8_0", "q4_0")
+    kinds = ("safetensors", "training", "megatron", "gguf")
+    done = 0
+    for source, to, dtype, scales, mtp in itertools.product(
+        sources, kinds, dtypes, (None, *get_args(ScaleMode)), ("keep", "drop", "separate")
+    ):
+        target = tmp_path / "out" / ("x.gguf" if to == "gguf" else "x")
+        command = ["convert", source, target, "--to", to, "--mtp", mtp, "--tokenizer", bundled_directory(), "--verify"]
+        command += ["--dtype", dtype] if dtype else []
+        command += ["--fp8-scales", scales] if scales else []
+        codes = []
+        for more in (["--dry-run"], []):
+            monkeypatch.setattr(sys, "argv", ["ling", *map(str, command + more)])
+            try:
+                main()
+                codes.append(0)
+            except SystemExit as exit:
+                codes.append(exit.code)
+        said = capfd.readouterr().err
+        assert codes in ([0, 0], [2, 2]), (command, said)
+        assert ("tensors compared" in said) == (codes[0] == 0), (command, said)
+        expected = {target.name, *(["x-mtp"] if mtp == "separate" else [])} if codes[0] == 0 else set()
+        assert {path.name for path in (tmp_path / "out").glob("*")} == expected, (command, said)
+        assert codes[0] == 0 or len(said.splitlines()) == 2, said
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        done += codes[0] == 0
+    assert done == 7 * (3 * (2 + 1 + 4) + 3 * 3 + 3 * 3 + 2 * 6)
 
 
 # ---- what is refused ----

@@ -55,7 +55,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("{src} {tmp}/out.gguf --to gguf --max-shard-size 5", "--max-shard-size is for shards of safetensors"),
         ("{src} {tmp}/out --max-shard-size 1e300", "must be a positive number of GB below 1e9"),
         ("{src} {tmp}/out --max-shard-size 0", "must be a positive number of GB below 1e9"),
-        ("{src}/config.json {tmp}/out", "config.json is a file; give the directory that it lies in"),
         ("{src} {tmp}/taken/config.json/out", "config.json is a file; choose another target"),
         ("{src} . --mtp separate", ". exists already"),
     ],

@@ -80,6 +80,8 @@ def check_free(target: Path, *, overwrite: bool = False) -> None:
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"{target} is a file; choose a directory")
     _check_parents(target)
+    if target.resolve().is_mount():
+        raise CheckpointError(f"{target} is a mount point, which nothing can take the place of; name a directory in it")
     if target.exists() and not overwrite and any(target.iterdir()):
         raise CheckpointError(f"{target} exists already; choose another target, or allow overwriting it")
 

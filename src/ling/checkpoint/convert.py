@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ling.checkpoint.atomic import atomic_directory, check_free
-from ling.checkpoint.beside import copy_files, write_beside
+from ling.checkpoint.beside import copy_files, write_beside, write_card
 from ling.checkpoint.dcp import FACTS_NAME
 from ling.checkpoint.dcp_writer import write_pieces
 from ling.checkpoint.layout import Layout, megatron_layout, training_layout
@@ -225,6 +225,7 @@ def to_training(
         _write_distributed(source, partial, training_layout(config), dtype, workers, progress)
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         copy_files(files, partial / TOKENIZER_DIRECTORY)
+        write_card(partial, source, [_stored_as(dtype)], name=target.name)
 
 
 def to_megatron(
@@ -253,6 +254,7 @@ def to_megatron(
         iteration.mkdir()
         _write_distributed(source, iteration, megatron_layout(config), dtype, workers, progress)
         write_common(iteration, config)
+        write_card(iteration, source, [_stored_as(dtype)], name=target.name)
         (partial / LATEST_NAME).write_text("1", encoding="utf-8")
         copy_files(files, partial / TOKENIZER_DIRECTORY)
 
@@ -282,6 +284,10 @@ def without_mtp(source: PieceSource) -> PieceSource:
     return rest
 
 
+def _stored_as(dtype: torch.dtype | None) -> str:
+    return "Stored as they were." if dtype is None else f"Stored as {str(dtype).removeprefix('torch.')}."
+
+
 def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tuple[Tensor, ...]:
     """Return what `export` stores of a piece; codes that may stay are not quantised again."""
     if export.keeps_codes and isinstance(source, SafetensorsPieces) and source.is_quantized(piece):
@@ -291,7 +297,8 @@ def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tup
 
 def _fingerprint(source: PieceSource, export: ExportFormat, max_shard_bytes: int) -> str:
     """Return a short name of what is read, as it is now, and how it is written."""
-    found = [sorted(f.resolve() for f in d.iterdir() if f.is_file()) for d in source.directories]  # order matters
+    places = [[d] if d.is_file() else d.iterdir() for d in source.directories]  # of a merge: in its order
+    found = [sorted(f.resolve() for f in files if f.is_file()) for files in places]
     files = [[(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in each] for each in found]
     told = [source.kind, source.shares, files, asdict(export), max_shard_bytes, write_published(source.config)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]

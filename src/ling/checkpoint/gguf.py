@@ -95,7 +95,7 @@ def to_gguf(
     """
     tensors = plan_gguf(source.config, dtype, str(source.directory))
     directory = tokenizer_directory(source, tokenizer)
-    check_gguf_target(target, overwrite=overwrite)
+    check_gguf_target(source, target, overwrite=overwrite)
     advance = _counter(tensors, progress)
     with atomic_file(target, overwrite=overwrite) as partial, _writer(partial) as writer:
         _add_facts(writer, source.config, dtype, target.stem)
@@ -133,8 +133,10 @@ def verify_gguf(
     return sum(len(tensor.pieces) for tensor in tensors)
 
 
-def check_gguf_target(target: Path, *, overwrite: bool = False) -> None:
-    """Refuse to replace what is not a GGUF file, or without being told to."""
+def check_gguf_target(source: PieceSource, target: Path, *, overwrite: bool = False) -> None:
+    """Refuse to replace the source, what is not a GGUF file, or anything without being told to."""
+    if target.resolve() in [place.resolve() for place in source.directories]:
+        raise CheckpointError(f"{target} is the source itself; choose another target")
     if target.is_file():
         with target.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:

@@ -112,10 +112,7 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
     from ling.checkpoint.pieces import open_pieces
     from ling.checkpoint.save import ExportFormat
 
-    if source is None:
-        if asked.source.is_file():
-            raise ConfigError(f"{asked.source} is a file; give the directory that it lies in")
-        source = open_pieces(resolve_checkpoint(asked.source), asked.tokenizer)
+    source = source or open_pieces(resolve_checkpoint(asked.source), asked.tokenizer)
     precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
     export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
     _check_targets(asked, source)
@@ -183,7 +180,7 @@ def _check_targets(asked: Conversion, source: "PieceSource") -> None:
     from ling.checkpoint import convert, gguf
 
     if asked.to == "gguf":
-        gguf.check_gguf_target(asked.target, overwrite=asked.overwrite)
+        gguf.check_gguf_target(source, asked.target, overwrite=asked.overwrite)
     else:
         convert.check_target(source, asked.target, overwrite=asked.overwrite)
     if (apart := asked.mtp_directory) is None:
