@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from ling.checkpoint import save_model
+from ling.cli.app import run
+from ling.errors import ConfigError
 from ling.testing.models import tiny_model
 
 
@@ -52,6 +54,25 @@ def test_mistakes_are_one_line(ling, tmp_path: Path, arguments: str, line: str) 
     assert line.format(tmp=tmp_path) in last
     assert result.out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (ConfigError("a mistake"), 2, "tool.py: a mistake\n"),
+        (OSError(28, "No space left on device", "/disk/file"), 2, "tool.py: /disk/file: No space left on device\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_other_programs_end_as_ling_does(
+    failure: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise failure
+
+    with pytest.raises(SystemExit) as ended:
+        run(command, "tool.py")
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_an_unknown_command_is_named(ling) -> None:
