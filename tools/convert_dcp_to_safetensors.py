@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from ling.checkpoint.megatron import find_iteration, read_args
+from ling.cli.app import run
 from ling.cli.convert import Conversion, run_conversion
-from ling.errors import LingError
 
 
 def main() -> None:
@@ -28,20 +28,16 @@ def main() -> None:
     mtp.add_argument("--mtp-path", type=Path, help="MTP layers as a model of their own, in this directory")
     parser.add_argument("--override-tokenizer-path", type=Path, help="tokenizer to put beside the weights")
     given = parser.parse_args()
-    try:
-        run_conversion(
-            Conversion(
-                source=given.checkpoint_path,
-                target=given.target_path,
-                dtype=precision(given),
-                mtp="keep" if given.mtp_as_extra_layer else "separate" if given.mtp_path else "drop",
-                mtp_target=given.mtp_path,
-                tokenizer=given.override_tokenizer_path,
-            )
+    run_conversion(
+        Conversion(
+            source=given.checkpoint_path,
+            target=given.target_path,
+            dtype=precision(given),
+            mtp="keep" if given.mtp_as_extra_layer else "separate" if given.mtp_path else "drop",
+            mtp_target=given.mtp_path,
+            tokenizer=given.override_tokenizer_path,
         )
-    except LingError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        sys.exit(2)
+    )
 
 
 def precision(given: argparse.Namespace) -> str:
@@ -54,4 +50,4 @@ def precision(given: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, Path(sys.argv[0]).name)

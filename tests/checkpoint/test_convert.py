@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -24,8 +26,9 @@ from ling.checkpoint.layout import megatron_layout
 from ling.checkpoint.megatron import COMMON_NAME, args_from_config, config_from_args, find_iteration, read_args
 from ling.checkpoint.names import published_pieces
 from ling.checkpoint.pieces import open_pieces
-from ling.checkpoint.save import ExportFormat
-from ling.config import ModelConfig
+from ling.checkpoint.save import ExportFormat, ScaleMode
+from ling.config import ModelConfig, write_published
+from ling.config.model import RopeScaling
 from ling.engine.bundled import bundled_directory
 from ling.errors import CheckpointError
 from ling.model import CausalLM
@@ -90,7 +93,8 @@ def test_float8_with_mtp(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_mtp_on_its_own(case: str, tmp_path: Path) -> None:
-    mtp_to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat())
+    with mtp_to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat()):
+        pass
     assert_reference(tmp_path / "out", case, "mtp_separate")
     assert [f.name for f in (tmp_path / "out").glob("*.safetensors")] == ["mtp_layers_parameters.safetensors"]
     config = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
@@ -99,11 +103,12 @@ def test_mtp_on_its_own(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_configuration_says_what_the_reference_says(case: str, tmp_path: Path) -> None:
-    to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input"), tmp_path / "out", ExportFormat())
+    tokenizer = GOLDEN / "convert/two_ranks/tokenizer" if case == "two_ranks" else None
+    to_safetensors(open_pieces(GOLDEN / f"convert/{case}/input", tokenizer), tmp_path / "out", ExportFormat())
     ours = json.loads((tmp_path / "out/config.json").read_text(encoding="utf-8"))
     theirs = json.loads((GOLDEN / f"convert/{case}/expected_bf16_mtp/config.json").read_text(encoding="utf-8"))
     absent = {"auto_map", "transformers_version"}  # no code goes along, no transformers was used
-    special = {"eos_token_id", "pad_token_id"}  # theirs lie outside the vocabulary, or need the tokenizer
+    special = {"eos_token_id", "pad_token_id"} if case == "plain" else set()  # theirs lie outside the vocabulary
     factor, width = "partial_rotary_factor", ours["head_dim"]
     assert int(width * ours[factor]) == int(width * theirs[factor]) == ours["rotary_dim"]
     for key in theirs.keys() - absent - special - {factor}:
@@ -157,6 +162,20 @@ def tiny_config_of(directory: Path) -> ModelConfig:
     return open_pieces(directory).config
 
 
+def test_experts_of_several_precisions_lose_nothing_in_one_stack(published: Path, tmp_path: Path) -> None:
+    (file,) = published.glob("*.safetensors")
+    content = load_file(file)
+    for key in ("model.layers.1.mlp.experts.3.up_proj.weight", "model.layers.1.attention.dense.weight"):
+        content[key] = content[key].float() + 2**-20
+    save_file(content, file, {"format": "pt"})
+    to_training(open_pieces(published), tmp_path / "dcp")
+    float32 = ExportFormat(precision="float32")
+    for name in ("published", "dcp"):
+        to_safetensors(open_pieces(tmp_path / name), tmp_path / f"{name}32", float32)
+    before, after = tensors(tmp_path / "published32"), tensors(tmp_path / "dcp32")
+    assert [key for key in before if digest(before[key]) != digest(after[key])] == []
+
+
 def test_megatron_keeps_each_group_s_heads_together(published: Path, tmp_path: Path) -> None:
     """Against the rule of the specification, written out by hand: per group its Q heads, then K, then V."""
     to_megatron(open_pieces(published), tmp_path / "megatron")
@@ -186,18 +205,58 @@ def test_megatron_s_directory_is_complete(published: Path, tmp_path: Path) -> No
     assert common["args"].moe_layer_freq == [0, *[1] * (tiny_config_of(published).num_hidden_layers - 1)]
 
 
-@pytest.mark.parametrize("changes", [{}, {"n_group": 0, "topk_group": 0}, {"num_nextn_predict_layers": 0}])
-def test_arguments_give_the_configuration_back(changes: dict) -> None:
-    config = tiny_config(pad_token_id=None, eos_token_id=None, torch_dtype="bfloat16", **changes)
+FAMILY: dict[str, dict] = {
+    "as it is": {},
+    "no groups": {"n_group": 0, "topk_group": 0},
+    "one group": {"n_group": 1, "topk_group": 1},
+    "no MTP": {"num_nextn_predict_layers": 0},
+    "two MTP layers": {"num_nextn_predict_layers": 2},
+    "no shared expert": {"num_shared_experts": 0},
+    "tied head": {"tie_word_embeddings": True},
+    "biases": {"use_bias": True, "use_qkv_bias": True},
+    "no QK norm": {"use_qk_norm": False},
+    "no expert bias": {"moe_router_enable_expert_bias": False},
+    "YaRN": {
+        "rope_scaling": RopeScaling(type="yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16.0),
+        "max_position_embeddings": 256,
+    },
+    "linear scaling": {"rope_scaling": RopeScaling(type="linear", factor=2.0)},
+    "dense": {
+        "first_k_dense_replace": 3, "num_experts": 0, "num_experts_per_tok": 0, "moe_intermediate_size": 0,
+        "num_shared_experts": 0, "n_group": 0, "topk_group": 0, "num_nextn_predict_layers": 0,
+    },
+    "ends of two kinds": {"eos_token_id": (3, 4), "pad_token_id": 7},
+    "no ends": {"eos_token_id": None, "pad_token_id": None},
+}  # fmt: skip
+"""Networks of the family, as changes to the tiny one."""
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_every_network_of_the_family_goes_there_and_back(kind: str, tmp_path: Path) -> None:
+    save_model(tiny_model(**FAMILY[kind]).bfloat16(), tmp_path / "published")
+    source = open_pieces(tmp_path / "published")
+    for write in (to_megatron, to_training):
+        write(source, tmp_path / write.__name__)
+        back = tmp_path / f"{write.__name__} back"
+        to_safetensors(open_pieces(tmp_path / write.__name__), back, ExportFormat())
+        before, after = tensors(tmp_path / "published"), tensors(back)
+        assert before.keys() == after.keys()
+        assert [key for key in before if digest(before[key]) != digest(after[key])] == []
+        assert write_published(open_pieces(back).config) == write_published(source.config)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_arguments_give_the_configuration_back(kind: str) -> None:
+    config = tiny_config(torch_dtype="bfloat16", **FAMILY[kind])
     again = config_from_args(vars(args_from_config(config)), config.num_nextn_predict_layers, "args")
     assert again == config_like(config, again)
 
 
 def config_like(config: ModelConfig, other: ModelConfig) -> ModelConfig:
-    """Return `config` with what Megatron's arguments do not hold taken from `other`."""
+    """Return `config` with what Megatron's arguments write otherwise taken from `other`."""
     import dataclasses
 
-    names = ("initializer_range", "rotary_dim", "moe_shared_expert_intermediate_size", "rope_scaling")
+    names = ("rotary_dim", "moe_shared_expert_intermediate_size")
     assert config.rotated_dim == other.rotated_dim
     assert config.shared_expert_dim == other.shared_expert_dim
     return dataclasses.replace(config, **{name: getattr(other, name) for name in names})
@@ -356,6 +415,19 @@ def test_a_card_that_is_there_is_kept_and_its_section_renewed(published: Path, t
     assert "E4M3" not in card
 
 
+@pytest.mark.parametrize("write", [to_megatron, to_training])
+def test_a_card_goes_through_distributed_checkpoints(write, published: Path, tmp_path: Path) -> None:
+    (published / "README.md").write_text("# Mine\n\nTrained with care.\n")
+    write(open_pieces(published), tmp_path / "dcp")
+    (card,) = (tmp_path / "dcp").rglob("README.md")
+    assert "from published (safetensors)" in card.read_text()
+    to_safetensors(open_pieces(tmp_path / "dcp"), tmp_path / "back", ExportFormat())
+    text = (tmp_path / "back/README.md").read_text()
+    assert text.startswith("# Mine\n\nTrained with care.\n")
+    assert text.count("How these files were made") == 1
+    assert "Stored as bfloat16;" in text
+
+
 def test_generation_settings_are_written_where_there_are_none(published: Path, tmp_path: Path) -> None:
     bundled = bundled_directory()
     to_safetensors(open_pieces(published), tmp_path / "plain", ExportFormat())
@@ -366,6 +438,55 @@ def test_generation_settings_are_written_where_there_are_none(published: Path, t
     to_safetensors(open_pieces(tmp_path / "bare"), tmp_path / "full", ExportFormat())
     settings = json.loads((tmp_path / "full/generation_config.json").read_text())
     assert settings == {"eos_token_id": [2042, 2045], "pad_token_id": 2042, "do_sample": False}
+
+
+# ---- every combination ----
+
+
+@pytest.mark.slow
+def test_every_combination_of_options_verifies_or_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ling.cli.app import main
+
+    small = {
+        "vocab_size": 2048, "head_dim": 16, "num_experts": 8, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+        "pad_token_id": 2042, "eos_token_id": (2042, 2045),
+    }  # fmt: skip
+    model, sources = tiny_model(seed=1, **small), []
+    for precision, scales in (("float32", None), ("bfloat16", None), *(("float8", s) for s in get_args(ScaleMode))):
+        sources.append(tmp_path / f"{precision}{scales or ''}")
+        save_model(model, sources[-1], export=ExportFormat(precision=precision, fp8_scales=scales))  # type: ignore[arg-type]
+    for write, name in ((to_training, "training"), (to_megatron, "megatron")):
+        write(open_pieces(tmp_path / "bfloat16"), tmp_path / name)
+        sources.append(tmp_path / name)
+    dtypes = (None, "float32", "bfloat16", "float8", "float16", "q8_0", "q4_0")
+    kinds = ("safetensors", "training", "megatron", "gguf")
+    done = 0
+    for source, to, dtype, scales, mtp in itertools.product(
+        sources, kinds, dtypes, (None, *get_args(ScaleMode)), ("keep", "drop", "separate")
+    ):
+        target = tmp_path / "out" / ("x.gguf" if to == "gguf" else "x")
+        command = ["convert", source, target, "--to", to, "--mtp", mtp, "--tokenizer", bundled_directory(), "--verify"]
+        command += ["--dtype", dtype] if dtype else []
+        command += ["--fp8-scales", scales] if scales else []
+        codes = []
+        for more in (["--dry-run"], []):
+            monkeypatch.setattr(sys, "argv", ["ling", *map(str, command + more)])
+            try:
+                main()
+                codes.append(0)
+            except SystemExit as exit:
+                codes.append(exit.code)
+        said = capfd.readouterr().err
+        assert codes in ([0, 0], [2, 2]), (command, said)
+        assert ("tensors compared" in said) == (codes[0] == 0), (command, said)
+        expected = {target.name, *(["x-mtp"] if mtp == "separate" else [])} if codes[0] == 0 else set()
+        assert {path.name for path in (tmp_path / "out").glob("*")} == expected, (command, said)
+        assert codes[0] == 0 or len(said.splitlines()) == 2, said
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        done += codes[0] == 0
+    assert done == 7 * (3 * (2 + 1 + 4) + 3 * 3 + 3 * 3 + 2 * 6)
 
 
 # ---- what is refused ----
@@ -416,6 +537,45 @@ def test_missing_arguments_are_named(megatron: Path) -> None:
     write_common(megatron, {"args": args})
     with pytest.raises(CheckpointError, match=r"lacks args\.seq_length"):
         open_pieces(megatron)
+
+
+def test_what_the_model_has_no_place_for_is_not_dropped(megatron: Path, published: Path, tmp_path: Path) -> None:
+    args = argparse.Namespace(**{**read_args(megatron), "num_layers": 2, "moe_layer_freq": [0, 1]})
+    write_common(megatron, {"args": args})
+    with pytest.raises(CheckpointError, match=r"holds decoder\.layers\.2\.\S+ and \d+ more tensors, which this model"):
+        open_pieces(megatron)
+    to_training(open_pieces(published), tmp_path / "dcp")
+    facts = json.loads((tmp_path / "dcp/training.json").read_text())
+    facts["model"]["use_qk_norm"] = False
+    (tmp_path / "dcp/training.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"holds model/\S+key_layernorm\.weight and \d+ more"):
+        open_pieces(tmp_path / "dcp")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("apply_layernorm_1p", True), ("normalization", "LayerNorm"), ("use_rope_scaling", True)]
+)
+def test_arguments_of_another_network_are_refused(megatron: Path, name: str, value: object) -> None:
+    write_common(megatron, {"args": argparse.Namespace(**{**read_args(megatron), name: value})})
+    with pytest.raises(CheckpointError, match=rf"args\.{name} .* is another network"):
+        open_pieces(megatron)
+
+
+@pytest.mark.parametrize("told", [{"vocab_size": 50}, {"vocab_size": None}, {"make_vocab_size_divisible_by": 1}])
+def test_a_padded_vocabulary_is_as_large_as_its_embedding(megatron: Path, told: dict, tmp_path: Path) -> None:
+    """Megatron pads for its tensor parallelism; the published converter would write 60 rows into config.json."""
+    write_common(megatron, {"args": argparse.Namespace(**{**read_args(megatron), **told})})
+    to_safetensors(open_pieces(megatron), tmp_path / "out", ExportFormat())
+    assert open_pieces(tmp_path / "out").config.vocab_size == 64
+    assert_reference(tmp_path / "out", "two_ranks", "bf16_mtp")
+
+
+def test_a_tokenizer_comes_back_from_megatron(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_megatron(open_pieces(bundled_directory()), tmp_path / "megatron")
+    monkeypatch.chdir(tmp_path)
+    to_safetensors(open_pieces(tmp_path / "megatron"), tmp_path / "back", ExportFormat())
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (bundled_directory() / name).read_bytes()
 
 
 def test_tensors_of_another_shape_are_named(megatron: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ling.checkpoint import load_model, save_model
 from ling.checkpoint.convert import to_megatron, to_safetensors, to_training, verify
+from ling.checkpoint.dcp import DcpSource
 from ling.checkpoint.merge import DECAYS, MergedPieces, decay_weights, given_weights
 from ling.checkpoint.pieces import open_pieces
 from ling.checkpoint.save import ExportFormat
@@ -103,3 +105,74 @@ def test_different_tokenizers_are_refused(checkpoints: list[Path], tmp_path: Pat
         (tmp_path / name / "tokenizer.json").write_text(json.dumps({"name": name}))
     with pytest.raises(CheckpointError, match="different tokenizers"):
         MergedPieces([open_pieces(tmp_path / "a"), open_pieces(tmp_path / "b")], [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("order", "weights"), [((0, 1), [0.5, 0.5]), ((1, 0), [0.25, 0.75]), ((0, 1), [0.25 + 4e-6, 0.75 - 4e-6])]
+)
+def test_an_interrupted_merge_does_not_go_on_with_another_one_s_files(
+    order: tuple[int, ...], weights: list[float], tmp_path: Path
+) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for seed, path in enumerate(paths):
+        save_model(tiny_model(seed=seed), path)
+
+    def interrupt(now: int, total: int) -> None:
+        if now == total // 2:
+            raise KeyboardInterrupt
+
+    def merged(order: tuple[int, ...], weights: list[float]) -> MergedPieces:
+        return MergedPieces([open_pieces(paths[i]) for i in order], weights)
+
+    float32 = ExportFormat(precision="float32")
+    with pytest.raises(KeyboardInterrupt):
+        to_safetensors(
+            merged((0, 1), [0.25, 0.75]), tmp_path / "out", float32, max_shard_bytes=50_000, progress=interrupt
+        )
+    to_safetensors(merged(order, weights), tmp_path / "out", float32, max_shard_bytes=50_000)
+    assert verify(merged(order, weights), tmp_path / "out", float32) > 100
+
+
+def test_weights_whose_sum_overflows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="finite sum"):
+        given_weights([1e308, 1e308], 2)
+
+
+def test_many_distributed_checkpoints_merge_in_the_memory_of_a_few_tensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(5):
+        save_model(tiny_model(seed=seed).bfloat16(), tmp_path / f"bf16-{seed}")
+        to_training(open_pieces(tmp_path / f"bf16-{seed}"), tmp_path / str(seed))
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+    read = DcpSource.read
+
+    def counted(self: DcpSource, *arguments: object) -> Tensor:
+        nonlocal most
+        tensor = read(self, *arguments)  # type: ignore[arg-type]
+        alive.append(weakref.ref(tensor.untyped_storage()))
+        alive[:] = [one for one in alive if one() is not None]
+        most = max(most, len(alive))
+        return tensor
+
+    monkeypatch.setattr(DcpSource, "read", counted)
+    merged = MergedPieces([open_pieces(tmp_path / str(seed)) for seed in range(5)], decay_weights("mean", 5))
+    plain = MergedPieces([open_pieces(tmp_path / f"bf16-{seed}") for seed in range(5)], decay_weights("mean", 5))
+    to_safetensors(merged, tmp_path / "out", ExportFormat(precision="float32"))
+    assert most <= 3, "the newest one's, another one's, and one about to be replaced"
+    assert verify(plain, tmp_path / "out", ExportFormat(precision="float32")) > 100
+
+
+def test_megatron_and_published_checkpoints_of_one_run_merge(tmp_path: Path) -> None:
+    save_model(tiny_model(seed=1, eos_token_id=(1, 2), num_shared_experts=2).bfloat16(), tmp_path / "a")
+    save_model(tiny_model(seed=2, eos_token_id=(1, 2), num_shared_experts=2).bfloat16(), tmp_path / "b")
+    to_megatron(open_pieces(tmp_path / "b"), tmp_path / "megatron")
+    common = tmp_path / "megatron/iter_0000001/common.pt"
+    content = torch.load(common, weights_only=False)
+    del content["args"].ling_config, content["args"].init_method_std  # as Megatron itself writes it
+    torch.save(content, common)
+    merged = MergedPieces([open_pieces(tmp_path / "a"), open_pieces(tmp_path / "megatron")], [0.5, 0.5])
+    to_safetensors(merged, tmp_path / "out", ExportFormat())
+    plain = MergedPieces([open_pieces(tmp_path / "a"), open_pieces(tmp_path / "b")], [0.5, 0.5])
+    assert verify(plain, tmp_path / "out", ExportFormat()) > 100

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from ling.checkpoint import save_model
+from ling.cli.app import run
+from ling.errors import ConfigError
 from ling.testing.models import tiny_model
 
 
@@ -25,13 +27,13 @@ from ling.testing.models import tiny_model
         ("convert {tmp} {tmp}/out --dtype int4", "--dtype int4 is not known; use float32, bfloat16, float8"),
         ("convert {tmp} {tmp}/out --force-bf16 --force-fp8", "--force-bf16 and --force-fp8 exclude each other"),
         ("convert {tmp} {tmp}/out --max-shard-size 0", "--max-shard-size must be a positive number of GB"),
-        ("convert {tmp} {tmp}/out --tokenizer {tmp}/none", "--tokenizer {tmp}/none is not a directory"),
+        ("convert {tmp} {tmp}/out --tokenizer {tmp}/none", "tokenizer {tmp}/none is not a directory"),
         ("convert {tmp} {tmp}/out --dtype q8_0", "--dtype q8_0 is for --to gguf"),
         ("convert {tmp} {tmp}/out --to gguf", "--to gguf writes one file: name it {tmp}/out.gguf"),
         ("convert {tmp} {tmp}/out.gguf", "{tmp}/out.gguf is named as a GGUF file; add --to gguf"),
         ("convert {tmp} {tmp}/out.gguf --to gguf --dtype float8", "--to gguf holds no FP8 blocks"),
         ("convert {tmp} {tmp}/out.gguf --to gguf --mtp separate", "--to gguf holds MTP layers in the same file"),
-        ("convert {tmp} {tmp}/out.gguf --to gguf --workers 2", "--workers is for shards of safetensors"),
+        ("convert {tmp} {tmp}/out.gguf --to gguf --workers 2", "--workers is for files written at the same time"),
         ("convert {tmp} {tmp}/out.gguf --to gguf --max-shard-size 1", "--max-shard-size is for shards of safetensors"),
         ("generate hi --model {tmp}/none", "cannot read {tmp}/none/config.json"),
         ("generate hi --temperature -1", "temperature"),
@@ -52,6 +54,25 @@ def test_mistakes_are_one_line(ling, tmp_path: Path, arguments: str, line: str) 
     assert line.format(tmp=tmp_path) in last
     assert result.out == ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        (ConfigError("a mistake"), 2, "tool.py: a mistake\n"),
+        (OSError(28, "No space left on device", "/disk/file"), 2, "tool.py: /disk/file: No space left on device\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_other_programs_end_as_ling_does(
+    failure: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise failure
+
+    with pytest.raises(SystemExit) as ended:
+        run(command, "tool.py")
+    assert (ended.value.code, capsys.readouterr().err) == (code, said)
 
 
 def test_an_unknown_command_is_named(ling) -> None:

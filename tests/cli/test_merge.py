@@ -41,3 +41,20 @@ def test_a_mistake_is_one_line(
     assert done.code == 2
     assert message in done.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_that_differ_in_mtp_layers_merge_without_them(
+    ling, checkpoints: list[Path], tmp_path: Path
+) -> None:
+    save_model(tiny_model(seed=5, num_nextn_predict_layers=0), tmp_path / "bare")
+    command = ("merge", checkpoints[0], tmp_path / "bare", "--out", tmp_path / "out")
+    refused = ling(*command)
+    assert refused.code == 2
+    assert "num_nextn_predict_layers 1 and 0" in refused.err
+    assert ling(*command, "--mtp", "drop", "--verify").code == 0
+
+
+def test_a_merge_verifies_with_its_mtp_layers_apart(ling, checkpoints: list[Path], tmp_path: Path) -> None:
+    done = ling("merge", *checkpoints, "--out", tmp_path / "out", "--mtp", "separate", "--verify")
+    assert done.code == 0, done.err
+    assert done.out.split() == [f"{tmp_path}/out-mtp", f"{tmp_path}/out"]

@@ -37,9 +37,17 @@ def write_beside(
     copy_files(files, directory)
     if not (directory / GENERATION).exists() and (settings := generation_settings(directory, source.config)):
         (directory / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_card(directory, source, _storage(export), name=name)
+
+
+def write_card(directory: Path, source: "PieceSource", storage: list[str], *, name: str) -> None:
+    """Write the model card: the source's own, or a new one for a model called `name`, with how these files were made.
+
+    storage  sentences that say how the tensors are stored
+    """
     given = source.directory / CARD
     card = given.read_text(encoding="utf-8", errors="replace") if given.is_file() else _card(name, source.config)
-    text = f"{_without_provenance(card)}\n\n{_BEGIN}\n{_provenance(source, export)}\n{_END}\n"
+    text = f"{_without_provenance(card)}\n\n{_BEGIN}\n{_provenance(source, storage)}\n{_END}\n"
     (directory / CARD).write_text(text, encoding="utf-8")
 
 
@@ -104,14 +112,17 @@ def _without_provenance(card: str) -> str:
     return (before.rstrip() + rest.partition(_END)[2]).rstrip() if found else card.rstrip()
 
 
-def _provenance(source: "PieceSource", export: "ExportFormat") -> str:
-    lines = [
-        f"ling {__version__} wrote the weights of this directory from {source.directory.name} ({source.kind}).",
-        "",
-    ]
-    lines.append(f"- Stored as {_PRECISIONS[export.precision]}.")
+def _storage(export: "ExportFormat") -> list[str]:
+    lines = [f"Stored as {_PRECISIONS[export.precision]}."]
     if export.precision == "float8":
         scales = {None: "as in an FP8 source, else as in the published export", "fp32": "not rounded"}
-        lines.append(f"- Scales: {scales.get(export.fp8_scales, export.fp8_scales)}.")
-    lines.append(f"- MTP layers: {source.config.num_nextn_predict_layers}.")
-    return "## How these files were made\n\n" + "\n".join(lines)
+        lines.append(f"Scales: {scales.get(export.fp8_scales, export.fp8_scales)}.")
+    return lines
+
+
+def _provenance(source: "PieceSource", storage: list[str]) -> str:
+    told = [*storage, f"MTP layers: {source.config.num_nextn_predict_layers}."]
+    return (
+        "## How these files were made\n\n"
+        f"ling {__version__} wrote the weights of this directory from {source.directory.name} ({source.kind}).\n\n"
+    ) + "\n".join(f"- {line}" for line in told)

@@ -1,23 +1,26 @@
 """From any checkpoint to any other, one tensor at a time."""
 
+import copy
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ling.checkpoint.atomic import atomic_directory
-from ling.checkpoint.beside import copy_files, write_beside
+from ling.checkpoint.atomic import atomic_directory, check_free
+from ling.checkpoint.beside import copy_files, write_beside, write_card
 from ling.checkpoint.dcp import FACTS_NAME
 from ling.checkpoint.dcp_writer import write_pieces
 from ling.checkpoint.layout import Layout, megatron_layout, training_layout
 from ling.checkpoint.megatron import COMMON_NAME, FIRST_ITERATION, LATEST_NAME, write_common
-from ling.checkpoint.names import Piece, published_pieces
+from ling.checkpoint.names import SCALE_SUFFIX, Piece, published_pieces
 from ling.checkpoint.pieces import (
     TOKENIZER_DIRECTORY,
     PieceSource,
@@ -25,12 +28,14 @@ from ling.checkpoint.pieces import (
     files_of_tokenizer,
     open_pieces,
 )
-from ling.checkpoint.save import ExportFormat, config_json, encode, write_checkpoint, write_pieces_as_safetensors
+from ling.checkpoint.save import ExportFormat, config_json, encode, fill_with_pieces, write_checkpoint
 from ling.checkpoint.shards import Shards, take_over_shards
 from ling.checkpoint.source import TensorSource
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES
-from ling.config import write_published
+from ling.config import ModelConfig, write_published
 from ling.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 MTP_FILE = "mtp_layers_parameters.safetensors"
 """The published name of MTP layers on their own."""
@@ -60,8 +65,8 @@ def to_safetensors(
     finish     is called last with the directory before it appears under its name, to add or replace small files
     Interrupted with Ctrl-C, the same call goes on from the files that are whole.
     """
-    files = _files(source, tokenizer)
-    _check_target(source, target)
+    files = files_beside(source, tokenizer)
+    check_target(source, target, overwrite=overwrite)
     own = threading.local()
 
     def make(piece: Piece) -> tuple[Tensor, ...]:
@@ -93,8 +98,8 @@ def take_over_safetensors(
     finish  as in `to_safetensors`; config.json is its to write
     Tensors that `source.config` has no place for are left out.
     """
-    files = _files(source, tokenizer)
-    _check_target(source, target)
+    files = files_beside(source, tokenizer)
+    check_target(source, target, overwrite=overwrite)
     wanted = {key for piece in published_pieces(source.config) for key in (piece.key, piece.scale_key)}
     with atomic_directory(target, overwrite=overwrite) as partial:
         shards = take_over_shards(TensorSource(source.directory), partial, wanted, progress)
@@ -102,6 +107,7 @@ def take_over_safetensors(
     return shards
 
 
+@contextmanager
 def mtp_to_safetensors(
     source: PieceSource,
     target: Path,
@@ -109,24 +115,48 @@ def mtp_to_safetensors(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> None:
-    """Write the MTP layers alone, as the layers from 0 of a directory without embedding and head."""
+) -> Iterator[None]:
+    """Write the MTP layers alone, as the layers from 0 of a directory without embedding and head.
+
+    The directory appears under its name when the block ends well: it and what the block writes come together.
+    """
     config = source.config
-    if not config.num_nextn_predict_layers:
-        raise CheckpointError(f"{source.directory} has no MTP layer to write")
-    _check_target(source, target)
+    check_target(source, target, overwrite=overwrite)
     alone = replace(
         config, num_hidden_layers=config.num_nextn_predict_layers, first_k_dense_replace=0, num_nextn_predict_layers=1
     )
-    pieces = [piece for piece in published_pieces(config) if piece.layer >= config.num_hidden_layers]
-    write_pieces_as_safetensors(
-        target, pieces, lambda piece: _stored_form(source, piece, export), export, config_json(alone, export),
-        overwrite=overwrite,
-        rename=lambda piece: piece.key.replace(
-            f"model.layers.{piece.layer}.", f"model.layers.{piece.layer - config.num_hidden_layers}.", 1
-        ),
-        file_name=MTP_FILE, advance=_counter(pieces, progress),
-    )  # fmt: skip
+    pieces = mtp_pieces(source)
+    with atomic_directory(target, overwrite=overwrite) as partial:
+        fill_with_pieces(
+            partial, pieces, lambda piece: _stored_form(source, piece, export), export, config_json(alone, export),
+            rename=lambda piece: _key_alone(piece, config), file_name=MTP_FILE, advance=_counter(pieces, progress),
+        )  # fmt: skip
+        yield
+
+
+def verify_mtp(source: PieceSource, target: Path, export: ExportFormat) -> int:
+    """Compare what `mtp_to_safetensors` wrote with what `source` gives, bit for bit; return how many tensors."""
+    pieces, written = mtp_pieces(source), TensorSource(target)
+    for piece in pieces:
+        key = _key_alone(piece, source.config)
+        expected = _stored_form(source, piece, export)
+        found = tuple(written.get(name) for name in (key, key + SCALE_SUFFIX) if name in written.tensors)
+        if len(expected) != len(found) or not all(map(_same_bits, expected, found)):
+            raise CheckpointError(f"{key} in {target} is not what {source.directory} holds; convert it again")
+    return len(pieces)
+
+
+def mtp_pieces(source: PieceSource) -> list[Piece]:
+    """List the tensors of the MTP layers; CheckpointError if there are none."""
+    config = source.config
+    if not config.num_nextn_predict_layers:
+        raise CheckpointError(f"{source.directory} has no MTP layer to write")
+    return [piece for piece in published_pieces(config) if piece.layer >= config.num_hidden_layers]
+
+
+def _key_alone(piece: Piece, config: ModelConfig) -> str:
+    own = f"model.layers.{piece.layer - config.num_hidden_layers}."
+    return piece.key.replace(f"model.layers.{piece.layer}.", own, 1)
 
 
 def verify(
@@ -188,13 +218,14 @@ def to_training(
 
     dtype  None: as stored. Expert biases stay float32
     """
-    files, config = _files(source, tokenizer), source.config
-    _check_target(source, target)
+    files, config = files_beside(source, tokenizer), source.config
+    check_target(source, target, overwrite=overwrite)
     facts = {"step": 0, "snapshots": 0, "seconds": 0.0, "model": write_published(config)}
     with atomic_directory(target, overwrite=overwrite) as partial:
         _write_distributed(source, partial, training_layout(config), dtype, workers, progress)
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         copy_files(files, partial / TOKENIZER_DIRECTORY)
+        write_card(partial, source, [_stored_as(dtype)], name=target.name)
 
 
 def to_megatron(
@@ -211,23 +242,50 @@ def to_megatron(
 
     dtype  None: as stored. Expert biases stay float32
     """
-    files, config = _files(source, tokenizer), source.config
-    if config.tie_word_embeddings:
-        raise CheckpointError(f"{source.directory} shares embedding and head, which Megatron's recipes do not")
-    _check_target(source, target)
+    files, config = files_beside(source, tokenizer), source.config
+    if config.rope_scaling is not None:
+        logger.warning(
+            "Megatron does not stretch the context with %s: it trains as if without; the way back has it again",
+            config.rope_scaling.type,
+        )
+    check_target(source, target, overwrite=overwrite)
     with atomic_directory(target, overwrite=overwrite) as partial:
         iteration = partial / FIRST_ITERATION
         iteration.mkdir()
         _write_distributed(source, iteration, megatron_layout(config), dtype, workers, progress)
         write_common(iteration, config)
+        write_card(iteration, source, [_stored_as(dtype)], name=target.name)
         (partial / LATEST_NAME).write_text("1", encoding="utf-8")
         copy_files(files, partial / TOKENIZER_DIRECTORY)
 
 
+def check_target(source: PieceSource, target: Path, *, overwrite: bool = False) -> None:
+    """Refuse a target that is taken, or whose replacement would lose the source or what is not a checkpoint."""
+    written = target.resolve()
+    for directory in source.directories:
+        read = directory.resolve()
+        if read == written or written in read.parents or read in written.parents:
+            raise CheckpointError(f"{target} and the source {directory} must lie apart; choose another target")
+    held = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    if held and not held & _MARKS:
+        raise CheckpointError(f"{target} exists and is not a checkpoint; choose another target")
+    check_free(target, overwrite=overwrite)
+
+
+def files_beside(source: PieceSource, tokenizer: Path | None) -> list[Path]:
+    """Return the tokenizer's files that go along: those of `tokenizer`, or the source's own."""
+    return source.tokenizer_files() if tokenizer is None else files_of_tokenizer(tokenizer)
+
+
 def without_mtp(source: PieceSource) -> PieceSource:
     """Return `source` as a model without its MTP layers."""
-    source.config = source.config.without_mtp()
-    return source
+    rest = copy.copy(source)
+    rest.config = source.config.without_mtp()
+    return rest
+
+
+def _stored_as(dtype: torch.dtype | None) -> str:
+    return "Stored as they were." if dtype is None else f"Stored as {str(dtype).removeprefix('torch.')}."
 
 
 def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tuple[Tensor, ...]:
@@ -239,23 +297,11 @@ def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tup
 
 def _fingerprint(source: PieceSource, export: ExportFormat, max_shard_bytes: int) -> str:
     """Return a short name of what is read, as it is now, and how it is written."""
-    places = [[d] if d.is_file() else d.iterdir() for d in source.directories]
-    found = sorted(f.resolve() for files in places for f in files if f.is_file())
-    files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in found]
-    told = [source.kind, files, asdict(export), max_shard_bytes, write_published(source.config)]
+    places = [[d] if d.is_file() else d.iterdir() for d in source.directories]  # of a merge: in its order
+    found = [sorted(f.resolve() for f in files if f.is_file()) for files in places]
+    files = [[(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in each] for each in found]
+    told = [source.kind, source.shares, files, asdict(export), max_shard_bytes, write_published(source.config)]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
-
-
-def _check_target(source: PieceSource, target: Path) -> None:
-    """Refuse a target whose replacement would lose the source, or something that is not a checkpoint."""
-    written = target.resolve()
-    for directory in source.directories:
-        read = directory.resolve()
-        if read == written or written in read.parents or read in written.parents:
-            raise CheckpointError(f"{target} and the source {directory} must lie apart; choose another target")
-    held = {path.name for path in target.iterdir()} if target.is_dir() else set()
-    if held and not held & _MARKS:
-        raise CheckpointError(f"{target} exists and is not a checkpoint; choose another target")
 
 
 def _write_distributed(
@@ -284,10 +330,6 @@ def _counter(pieces: list[Piece], progress: Progress | None) -> Callable[[int], 
                 progress(done, total)
 
     return advance
-
-
-def _files(source: PieceSource, tokenizer: Path | None) -> list[Path]:
-    return source.tokenizer_files() if tokenizer is None else files_of_tokenizer(tokenizer)
 
 
 def _finish(

@@ -4,6 +4,7 @@ torch's saver plans with the sizes of tensors and asks for their values one by o
 tensors without memory, and each is put together when it is asked for.
 """
 
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,7 +32,7 @@ def write_pieces(
 ) -> None:
     """Write every piece of `source` into `directory` at the places of `layout`.
 
-    dtype_of  what a piece is stored as; the pieces of one tensor must agree
+    dtype_of  what a piece is stored as; a tensor of several takes the type that holds them all
     advance   is called with the number of pieces that are newly there
     workers   threads that put tensors together ahead of the one that is written, each with the source opened for itself
     """
@@ -40,19 +41,22 @@ def write_pieces(
         place = layout(piece)
         parts.setdefault(place.key, []).append((piece, place))
 
+    def widest(key: str) -> torch.dtype:
+        return functools.reduce(torch.promote_types, (dtype_of(piece) for piece, _ in parts[key]))
+
+    dtypes = {key: widest(key) for key in parts}
     own = threading.local()
 
     def build(key: str) -> Tensor:
         if not hasattr(own, "source"):  # of this thread
             own.source = source.reopen()
-        first_piece, first_place = parts[key][0]
-        whole = torch.empty(first_place.shape, dtype=dtype_of(first_piece))
+        whole = torch.empty(parts[key][0][1].shape, dtype=dtypes[key])
         for piece, place in parts[key]:
             place.put(whole, own.source.read(piece))
             advance(1)
         return whole
 
-    empty = {key: torch.empty(own[0][1].shape, dtype=dtype_of(own[0][0]), device="meta") for key, own in parts.items()}
+    empty = {key: torch.empty(own[0][1].shape, dtype=dtypes[key], device="meta") for key, own in parts.items()}
     with ThreadPoolExecutor(workers) as pool:
         try:
             save_tensors(directory, empty, _LazyPlanner(_Ahead(build, list(parts), pool, workers)))

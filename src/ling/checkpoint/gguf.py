@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from ling.checkpoint.atomic import atomic_file
+from ling.checkpoint.atomic import atomic_file, check_free_file
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.gguf_blocks import block_size, encode_gguf, library
 from ling.checkpoint.gguf_layout import HEAD, check_fits_gguf, gguf_layout
@@ -95,7 +95,7 @@ def to_gguf(
     """
     tensors = plan_gguf(source.config, dtype, str(source.directory))
     directory = tokenizer_directory(source, tokenizer)
-    _check_target(target)
+    check_gguf_target(source, target, overwrite=overwrite)
     advance = _counter(tensors, progress)
     with atomic_file(target, overwrite=overwrite) as partial, _writer(partial) as writer:
         _add_facts(writer, source.config, dtype, target.stem)
@@ -131,6 +131,17 @@ def verify_gguf(
         if not same:
             raise CheckpointError(f"{tensor.name} in {target} is not what {source.directory} holds; convert it again")
     return sum(len(tensor.pieces) for tensor in tensors)
+
+
+def check_gguf_target(source: PieceSource, target: Path, *, overwrite: bool = False) -> None:
+    """Refuse to replace the source, what is not a GGUF file, or anything without being told to."""
+    if target.resolve() in [place.resolve() for place in source.directories]:
+        raise CheckpointError(f"{target} is the source itself; choose another target")
+    if target.is_file():
+        with target.open("rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise CheckpointError(f"{target} exists and is not a GGUF file; choose another target")
+    check_free_file(target, overwrite=overwrite)
 
 
 def tokenizer_directory(source: PieceSource, tokenizer: Path | None) -> Path:
@@ -214,15 +225,6 @@ def _writer(path: Path) -> Iterator["GGUFWriter"]:
         yield writer
     finally:
         writer.close()
-
-
-def _check_target(target: Path) -> None:
-    """Refuse to replace what is not a GGUF file."""
-    if not target.is_file():
-        return
-    with target.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise CheckpointError(f"{target} exists and is not a GGUF file; choose another target")
 
 
 def _counter(tensors: list[GgufTensor], progress: Callable[[int, int], None] | None) -> Advance:

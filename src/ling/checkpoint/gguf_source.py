@@ -38,6 +38,7 @@ class GgufPieces:
     """A file; MTP layers are there if their tensors are."""
 
     kind = "GGUF file"
+    shares: tuple[float, ...] = (1.0,)
 
     def __init__(self, path: Path) -> None:
         self.directory = path
@@ -58,6 +59,9 @@ class GgufPieces:
         tensor = self._tensors[place.key]
         data = tensor.data if place.expert is None else tensor.data[place.expert]
         return _values(data, tensor.tensor_type).reshape(piece.shape)
+
+    def release(self) -> None:
+        pass
 
     def dtype(self, piece: Piece) -> torch.dtype:
         return _PLAIN.get(self._tensors[self._layout(piece).key].tensor_type.name, torch.float32)

@@ -20,6 +20,9 @@ _MOST_ROWS = 2**22
 MODEL_PREFIX = "model/"
 """Of the model's tensors in our training checkpoints."""
 
+NOT_WEIGHTS = ("optimizer", "_extra_state", "rng_state", "chained_0", "rerun_state_machine_state", "inv_freq")
+"""Parts of names under which Megatron's checkpoints hold something else than weights."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -110,8 +113,9 @@ def _feed_forward_place(prefix: str, name: str, piece: Piece, model: ModelConfig
     return Place(key=f"{base}.linear_fc1.weight", shape=(2 * width, H), rows=rows)
 
 
+EMBEDDING = "embedding.word_embeddings.weight"
 _TOP = {
-    "model.word_embeddings.weight": "embedding.word_embeddings.weight",
+    "model.word_embeddings.weight": EMBEDDING,
     "model.norm.weight": "decoder.final_layernorm.weight",
     "lm_head.weight": "output_layer.weight",
 }

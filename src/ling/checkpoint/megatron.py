@@ -10,13 +10,14 @@ import argparse
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ling.checkpoint.restricted_pickle import read_plain_values
-from ling.config import ModelConfig, read_published
+from ling.config import ModelConfig, read_published, write_published
 from ling.config.fields import shown
 from ling.errors import CheckpointError
 
@@ -30,6 +31,14 @@ _BACKENDS = {
     "common_backend": "torch",
     "common_backend_version": 1,
 }
+# What the recipes' networks are; any other value, where the arguments have it, is another network.
+_FIXED = {
+    "normalization": "RMSNorm", "position_embedding_type": "rope", "swiglu": True, "apply_layernorm_1p": False,
+    "rotary_interleaved": False, "multi_latent_attention": False, "use_rope_scaling": False,
+}  # fmt: skip
+_NOTE = "ling_config"
+_NOTED = ("rope_scaling", "eos_token_id", "pad_token_id")
+"""Published keys that no argument of Megatron's stands for: we note them beside its own, which it leaves alone."""
 _PUBLISHED_SPECIAL_ID = 156892
 _MOST_DIGITS = 12
 _LARGEST_PICKLE = 64 * 2**20
@@ -69,12 +78,26 @@ def read_args(iteration: Path) -> dict[str, Any]:
     return vars(args)
 
 
-def config_from_args(args: dict[str, Any], num_mtp_layers: int, where: str) -> ModelConfig:
+def config_from_args(
+    args: dict[str, Any],
+    num_mtp_layers: int,
+    where: str,
+    *,
+    vocab_rows: int | None = None,
+    special_ids: Mapping[str, int] | None = None,
+) -> ModelConfig:
     """Return the model of a Megatron checkpoint, as the published converter reads it.
 
-    head_dim comes from kv_channels where the arguments have it (the converter assumes hidden_size / heads), and special
-    ids that the vocabulary does not hold are left out.
+    vocab_rows   of the stored embedding: Megatron pads it for its tensor parallelism, whatever the arguments say
+    special_ids  `eos_token_id` and `pad_token_id` of the tokenizer; left out: the published one's, if they fit
+    head_dim comes from kv_channels where the arguments have it (the converter assumes hidden_size / heads). What no
+    argument stands for comes from the note that `args_from_config` leaves.
     """
+    for name, allowed in _FIXED.items():
+        if args.get(name) is not None and args[name] != allowed:
+            raise CheckpointError(
+                f"{where}: args.{name} {shown(args[name])} is another network; Ling 2.0 has {allowed}"
+            )
 
     def need(name: str) -> Any:
         if args.get(name) is None:
@@ -85,31 +108,36 @@ def config_from_args(args: dict[str, Any], num_mtp_layers: int, where: str) -> M
         return _positive(need(name), f"{where}: args.{name}")
 
     heads, hidden = count("num_attention_heads"), count("hidden_size")
-    multiple = count("make_vocab_size_divisible_by") if args.get("make_vocab_size_divisible_by") else 1
-    vocab = _round_up(count("vocab_size"), multiple)
+    groups = heads if args.get("group_query_attention") is False else args.get("num_query_groups") or heads
+    if vocab_rows is not None and (args.get("vocab_size") is None or vocab_rows >= count("vocab_size")):
+        vocab = vocab_rows
+    else:
+        multiple = count("make_vocab_size_divisible_by") if args.get("make_vocab_size_divisible_by") else 1
+        vocab = _round_up(count("vocab_size"), multiple)
     special = _PUBLISHED_SPECIAL_ID if vocab > _PUBLISHED_SPECIAL_ID else None
+    shared_width = args.get("moe_shared_expert_intermediate_size")
     published = {
         "architectures": ["BailingMoeV2ForCausalLM"],
         "vocab_size": vocab,
         "hidden_size": hidden,
         "num_hidden_layers": need("num_layers"),
         "intermediate_size": need("ffn_hidden_size"),
-        "first_k_dense_replace": _first_k_dense(args),
+        "first_k_dense_replace": _first_k_dense(args) if args.get("num_experts") else need("num_layers"),
         "num_attention_heads": heads,
-        "num_key_value_heads": args.get("num_query_groups") or heads,
+        "num_key_value_heads": groups,
         "head_dim": args.get("kv_channels") or hidden // heads,
         "use_qk_norm": bool(args.get("qk_layernorm")),
         "use_qkv_bias": bool(args.get("add_qkv_bias")),
-        "num_experts": need("num_experts"),
-        "num_experts_per_tok": need("moe_router_topk"),
-        "moe_intermediate_size": need("moe_ffn_hidden_size"),
-        "num_shared_experts": 1 if args.get("moe_shared_expert_intermediate_size") else 0,
-        "moe_shared_expert_intermediate_size": args.get("moe_shared_expert_intermediate_size"),
-        "n_group": args.get("moe_router_num_groups") or 0,
-        "topk_group": args.get("moe_router_group_topk") or 0,
+        "use_bias": bool(args.get("add_bias_linear")),
+        "num_experts": 0,
+        "num_experts_per_tok": 0,
+        "moe_intermediate_size": 0,
+        "num_shared_experts": 1 if shared_width else 0,
+        "moe_shared_expert_intermediate_size": shared_width,
+        "n_group": 0,
+        "topk_group": 0,
         "routed_scaling_factor": args.get("moe_router_topk_scaling_factor") or 1.0,
         "moe_router_enable_expert_bias": bool(args.get("moe_router_enable_expert_bias")),
-        "score_function": args.get("moe_router_score_function") or "softmax",
         "max_position_embeddings": need("seq_length"),
         "rope_theta": need("rotary_base"),
         "partial_rotary_factor": args.get("rotary_percent", 1.0),
@@ -117,10 +145,22 @@ def config_from_args(args: dict[str, Any], num_mtp_layers: int, where: str) -> M
         "tie_word_embeddings": not args.get("untie_embeddings_and_output_weights", True),
         "num_nextn_predict_layers": num_mtp_layers,
         "mtp_loss_scaling_factor": args.get("mtp_loss_scaling_factor") or 0.0,
+        "initializer_range": args.get("init_method_std"),
         "eos_token_id": special,
         "pad_token_id": special,
     }
-    return read_published(published, where=where)
+    if args.get("num_experts"):
+        published |= {
+            "num_experts": need("num_experts"),
+            "num_experts_per_tok": need("moe_router_topk"),
+            "moe_intermediate_size": need("moe_ffn_hidden_size"),
+            "n_group": args.get("moe_router_num_groups") or 0,
+            "topk_group": args.get("moe_router_group_topk") or 0,
+            "score_function": args.get("moe_router_score_function") or "softmax",
+        }
+    note = args.get(_NOTE)
+    noted = {key: note[key] for key in _NOTED if key in note} if isinstance(note, dict) else {}
+    return read_published({**published, **(special_ids or {}), **noted}, where=where)
 
 
 def args_from_config(model: ModelConfig) -> argparse.Namespace:
@@ -138,7 +178,7 @@ def args_from_config(model: ModelConfig) -> argparse.Namespace:
         add_bias_linear=model.use_bias,
         moe_layer_freq=[int(model.is_moe(layer)) for layer in range(model.num_hidden_layers)],
         first_k_dense_replace=model.first_k_dense_replace,
-        num_experts=model.num_experts,
+        num_experts=model.num_experts or None,
         moe_ffn_hidden_size=model.moe_intermediate_size,
         moe_shared_expert_intermediate_size=model.shared_expert_dim or None,
         moe_router_topk=model.num_experts_per_tok,
@@ -166,8 +206,10 @@ def args_from_config(model: ModelConfig) -> argparse.Namespace:
         pipeline_model_parallel_size=1,
         expert_model_parallel_size=1,
         params_dtype="torch.bfloat16",
+        init_method_std=model.initializer_range,
         fp8=None,
         iteration=1,
+        **{_NOTE: {key: value for key, value in write_published(model).items() if key in _NOTED}},
     )
 
 

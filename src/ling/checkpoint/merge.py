@@ -6,18 +6,18 @@ choosing the w_i along a decay curve and taking differences emulates that decay.
 each checkpoint is read at a time, so any number of them, however sharded, merges in the memory of a few tensors.
 """
 
-import dataclasses
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ling.checkpoint.names import Piece
-from ling.checkpoint.pieces import PieceSource
-from ling.config import ModelConfig
+from ling.checkpoint.names import Piece, published_pieces
+from ling.checkpoint.pieces import HELD_STACKS, DcpPieces, PieceSource
+from ling.config import ModelConfig, write_published
 from ling.errors import CheckpointError, ConfigError
 from ling.tokenizer.files import TOKENIZER
 
@@ -26,6 +26,12 @@ _CURVES: dict[str, Callable[[float], float]] = {
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
     "1-sqrt": lambda x: 1 - math.sqrt(x),
 }
+_IDS = ("eos_token_id", "pad_token_id")
+"""None where a checkpoint came without its tokenizer, as Megatron's do."""
+_NOT_OF_THE_MODEL = (
+    "torch_dtype", "initializer_range", "mtp_loss_scaling_factor", "num_shared_experts",
+    "moe_shared_expert_intermediate_size",
+)  # fmt: skip
 DECAYS = ("mean", *_CURVES)
 
 
@@ -47,8 +53,8 @@ def given_weights(weights: Sequence[float], count: int) -> list[float]:
     """Return explicit weights scaled to sum to 1; ConfigError if they are not one per checkpoint."""
     if len(weights) != count:
         raise ConfigError(f"{len(weights)} weights for {count} checkpoints; give one for each, oldest first")
-    if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
-        raise ConfigError(f"weights must be numbers of at least 0 that do not all vanish, got {_list(weights)}")
+    if not all(math.isfinite(w) and w >= 0 for w in weights) or not 0 < sum(weights) < math.inf:
+        raise ConfigError(f"weights must be numbers of at least 0 with a finite sum above 0, got {_list(weights)}")
     return [w / sum(weights) for w in weights]
 
 
@@ -63,31 +69,56 @@ class MergedPieces:
         """
         assert len(sources) == len(weights), (len(sources), len(weights))
         self.sources = tuple(sources)
-        self.weights = tuple(weights)
+        self.shares: tuple[float, ...] = tuple(weights)
         self.directory = sources[-1].directory
         self.config = sources[-1].config
         self.kind = f"merge of {len(sources)} checkpoints, oldest first, with weights {_list(weights)}"
+        self._stacks: dict[str, list[Piece]] = {}
+        """Pieces that distributed checkpoints hold in one tensor; empty if there are none of those."""
+        self._held: OrderedDict[str, dict[str, Tensor]] = OrderedDict()
         for source in sources[:-1]:
             _check_same_model(source, sources[-1])
+        if any(isinstance(source, DcpPieces) for source in sources):
+            for piece in published_pieces(self.config):
+                if piece.expert is not None:
+                    self._stacks.setdefault(piece.parameter, []).append(piece)
 
     @property
     def directories(self) -> tuple[Path, ...]:
         return tuple(directory for source in self.sources for directory in source.directories)
 
     def read(self, piece: Piece) -> Tensor:
+        if piece.parameter not in self._stacks:
+            return self._sum([piece])[piece.key]
+        if piece.parameter not in self._held:
+            while len(self._held) >= HELD_STACKS:
+                self._held.popitem(last=False)
+            self._held[piece.parameter] = self._sum(self._stacks[piece.parameter])
+        self._held.move_to_end(piece.parameter)
+        return self._held[piece.parameter][piece.key]
+
+    def _sum(self, pieces: list[Piece]) -> dict[str, Tensor]:
+        """Return weighted sums by key. One source at a time: each may have to read its whole stack of experts."""
         # As steps away from the newest: differences of neighbours are small and exact, and equal values stay equal.
-        newest = self.sources[-1].read(piece).float()
-        total = torch.zeros_like(newest)
-        for source, weight in zip(self.sources[:-1], self.weights):
+        newest = {piece.key: self.sources[-1].read(piece) for piece in pieces}
+        total = {key: torch.zeros_like(values, dtype=torch.float32) for key, values in newest.items()}
+        for source, weight in zip(self.sources[:-1], self.shares):
             if weight:
-                total.add_(source.read(piece).float() - newest, alpha=weight)
-        return total.add_(newest)
+                for piece in pieces:
+                    step = source.read(piece).float() - newest[piece.key].float()
+                    total[piece.key].add_(step, alpha=weight)
+                source.release()
+        self.sources[-1].release()
+        return {key: total[key].add_(values) for key, values in newest.items()}
+
+    def release(self) -> None:
+        self._held.clear()
 
     def dtype(self, piece: Piece) -> torch.dtype:
         return torch.float32
 
     def reopen(self) -> "MergedPieces":
-        return MergedPieces([source.reopen() for source in self.sources], self.weights)
+        return MergedPieces([source.reopen() for source in self.sources], self.shares)
 
     def tokenizer_files(self) -> list[Path]:
         return self.sources[-1].tokenizer_files()
@@ -95,7 +126,8 @@ class MergedPieces:
 
 def _check_same_model(one: PieceSource, other: PieceSource) -> None:
     mine, theirs = _comparable(one.config), _comparable(other.config)
-    if different := [key for key in mine if mine[key] != theirs[key]]:
+    unknown = {key for key in _IDS if mine[key] is None or theirs[key] is None}
+    if different := [key for key in mine if mine[key] != theirs[key] and key not in unknown]:
         told = ", ".join(f"{key} {mine[key]} and {theirs[key]}" for key in different[:3])
         raise CheckpointError(f"{one.directory} and {other.directory} are different models: {told}")
     first, second = _tokenizer(one), _tokenizer(other)
@@ -105,9 +137,9 @@ def _check_same_model(one: PieceSource, other: PieceSource) -> None:
 
 
 def _comparable(config: ModelConfig) -> dict[str, object]:
-    tree = dataclasses.asdict(config)
-    del tree["torch_dtype"]
-    return tree
+    """Return what makes a model another one, however its configuration spells it."""
+    tree = {key: value for key, value in write_published(config).items() if key not in _NOT_OF_THE_MODEL}
+    return tree | {"shared_expert_dim": config.shared_expert_dim}
 
 
 def _tokenizer(source: PieceSource) -> bytes | None:

@@ -92,15 +92,21 @@ def write_checkpoint(
     config: ModelConfig,
     make: MakePiece,
     export: ExportFormat,
+    *,
+    overwrite: bool = False,
+    resume: str | None = None,
     **options: Any,
 ) -> None:
-    """Write a whole model; `options` as in `write_pieces_as_safetensors`."""
-    write_pieces_as_safetensors(
-        directory, published_pieces(config), make, export, config_json(config, export), **options
-    )
+    """Write a whole model.
+
+    resume   as in `atomic_directory`: files that an interrupted call finished are kept
+    options  as in `fill_with_pieces`
+    """
+    with atomic_directory(directory, overwrite=overwrite, resume=resume) as partial:
+        fill_with_pieces(partial, published_pieces(config), make, export, config_json(config, export), **options)
 
 
-def write_pieces_as_safetensors(
+def fill_with_pieces(
     directory: Path,
     pieces: list[Piece],
     make: MakePiece,
@@ -108,21 +114,18 @@ def write_pieces_as_safetensors(
     config: dict[str, Any],
     *,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
-    overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
     advance: Callable[[int], None] = lambda count: None,
     workers: int = 1,
-    resume: str | None = None,
     rename: Callable[[Piece], str] | None = None,
     file_name: str | None = None,
 ) -> None:
-    """Write every piece that `make` gives, one at a time.
+    """Write every piece that `make` gives, one at a time, into an existing directory.
 
     config     becomes config.json
-    finish     is called with the directory before it appears under its name, to add files
+    finish     is called with the directory at the end, to add files
     advance    is called with the number of pieces that are newly there
     workers    files written at the same time; `make` is then called from as many threads
-    resume     as in `atomic_directory`: files that an interrupted call finished are kept
     rename     gives each piece another key than its own
     file_name  one file of this name in place of numbered shards
     """
@@ -131,14 +134,13 @@ def write_pieces_as_safetensors(
         key = piece.key if rename is None else rename(piece)
         return Entry(_specs(piece, export, key), lambda: make(piece))
 
-    with atomic_directory(directory, overwrite=overwrite, resume=resume) as partial:
-        write_shards(
-            partial, [entry(p) for p in pieces], max_shard_bytes, workers=workers, name=file_name, advance=advance
-        )
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
-        if finish is not None:
-            finish(partial)
+    write_shards(
+        directory, [entry(p) for p in pieces], max_shard_bytes, workers=workers, name=file_name, advance=advance
+    )
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    if finish is not None:
+        finish(directory)
 
 
 def config_json(config: ModelConfig, export: ExportFormat) -> dict[str, Any]:

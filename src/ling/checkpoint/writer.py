@@ -5,6 +5,8 @@ file only from tensors that are all in memory; this writes them one by one, and 
 """
 
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +63,7 @@ def write_shards(
 ) -> None:
     """Write `entries` as numbered shards and an index into `directory`; a shard that is there already is kept.
 
+    Any other file is removed: an interrupted call left it.
     workers  shards written at the same time, each by a thread
     name     one file of this name instead, whatever its size
     advance  is called with the number of entries that are newly there, those of kept shards first
@@ -68,6 +71,7 @@ def write_shards(
     shards = _cut(entries, max_shard_bytes) if name is None else [list(entries)]
     numbered = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     names = numbered if name is None else [name]
+    _clear(directory, names)
     missing = [(directory / name, shard) for name, shard in zip(names, shards) if not (directory / name).exists()]
     if kept := len(entries) - sum(len(shard) for _, shard in missing):
         advance(kept)
@@ -85,6 +89,14 @@ def write_shards(
         "weight_map": {spec.key: name for name, shard in zip(names, shards) for entry in shard for spec in entry.specs},
     }
     (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _clear(directory: Path, kept: Sequence[str]) -> None:
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in kept:
+            path.unlink()
 
 
 def _cut(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
@@ -121,4 +133,6 @@ def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event, adv
                 assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
                 file.write(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
             advance(1)
+        file.flush()
+        os.fsync(file.fileno())  # a machine that dies must not leave the name without the bytes
     unfinished.rename(path)

@@ -9,6 +9,7 @@ import io
 import logging
 import signal
 import sys
+from collections.abc import Callable
 from typing import NoReturn
 
 import typer
@@ -61,20 +62,27 @@ def main() -> None:
 
     Typer itself handles misspelt commands and options (2), Ctrl-C (130) and a reader that hangs up (1, silently).
     """
+    run(app, "ling")
+
+
+def run(command: Callable[[], object], name: str) -> None:
+    """Run a program called `name`; a person's mistake ends it with one line and 2, an interruption with 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows another
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that files half written are cleared away
     try:
-        app()
+        command()
     except LingError as error:
-        _refuse(str(error))
+        _refuse(name, str(error))
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        _refuse(f"{error.filename or 'cannot write'}: {error.strerror}")
+        _refuse(name, f"{error.filename or 'cannot write'}: {error.strerror}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
-def _refuse(reason: str) -> NoReturn:
-    print(f"ling: {reason}", file=sys.stderr)
+def _refuse(name: str, reason: str) -> NoReturn:
+    print(f"{name}: {reason}", file=sys.stderr)
     sys.exit(2)

@@ -1,7 +1,7 @@
 """`ling convert`: any checkpoint becomes any other."""
 
-import math
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ling.checkpoint.save import ExportFormat
 
 _GGUF_ONLY = ("float16", "q8_0", "q4_0")
-_SHARD_GB = 5.0
+_SHARD_GB, _LARGEST_SHARD_GB = 5.0, 1e9
+MAX_SHARD_SIZE_HELP = "Largest safetensors file, in GB of 10^9 bytes; left out: 5."
 _KNOWN = {
     "--to": ("safetensors", "training", "megatron", "gguf"),
     "--dtype": ("float32", "bfloat16", "float8", "float16", "q8_0", "q4_0"),
@@ -41,11 +42,20 @@ class Conversion:
     mtp_target: Path | None = None
     """Where `mtp="separate"` puts the MTP layers; None: `target` with -mtp behind its name."""
     tokenizer: Path | None = None
-    max_shard_gb: float = _SHARD_GB
+    max_shard_gb: float | None = None
+    """None: 5 GB, where there are shards."""
     workers: int = 1
     verify: bool = False
     dry_run: bool = False
     overwrite: bool = False
+
+    @property
+    def mtp_directory(self) -> Path | None:
+        """Where MTP layers go that are written apart."""
+        if self.mtp != "separate":
+            return None
+        target = self.target if self.target.name not in ("", "..") else self.target.resolve()
+        return self.mtp_target or target.parent / f"{target.name}-mtp"
 
 
 def convert(
@@ -74,7 +84,7 @@ def convert(
         str, typer.Option(help="keep, drop, or separate: into TARGET-mtp, a directory of its own.")
     ] = "keep",
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights.")] = None,
-    max_shard_size: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = _SHARD_GB,
+    max_shard_size: Annotated[float | None, typer.Option(help=MAX_SHARD_SIZE_HELP, show_default=False)] = None,
     workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Read the target back and compare every tensor.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
@@ -104,20 +114,23 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
     from ling.checkpoint.pieces import open_pieces
     from ling.checkpoint.save import ExportFormat
 
-    source = source or open_pieces(resolve_checkpoint(asked.source))
+    source = source or open_pieces(resolve_checkpoint(asked.source), asked.tokenizer)
     precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
     export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
+    _check_targets(asked, source)
     if asked.dry_run:
         return _describe(asked, source, export)
-    if asked.mtp == "separate":
-        target = asked.mtp_target or asked.target.with_name(f"{asked.target.name}-mtp")
-        with progress_bar(f"MTP layers to {target.name}") as progress:
-            convert.mtp_to_safetensors(source, target, export, overwrite=asked.overwrite, progress=progress)
-        print(target)
-    if asked.mtp != "keep":
-        source = convert.without_mtp(source)
-    _write(asked, source, export)
-    print(asked.target)
+    with ExitStack() as stack:
+        if (target := asked.mtp_directory) is not None:
+            with progress_bar(f"MTP layers to {target.name}") as progress:
+                apart = convert.mtp_to_safetensors(source, target, export, overwrite=asked.overwrite, progress=progress)
+                stack.enter_context(apart)
+        _write(asked, source if asked.mtp == "keep" else convert.without_mtp(source), export)
+    if asked.verify:
+        _verify(asked, source, export)
+    for path in (asked.mtp_directory, asked.target):
+        if path is not None:
+            print(path)
 
 
 def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
@@ -130,7 +143,7 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
         if asked.to == "safetensors":
             convert.to_safetensors(
                 source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
-                max_shard_bytes=int(asked.max_shard_gb * 1e9), workers=asked.workers, progress=progress,
+                max_shard_bytes=_max_shard_bytes(asked), workers=asked.workers, progress=progress,
             )  # fmt: skip
         elif asked.to == "gguf":
             gguf.to_gguf(
@@ -147,14 +160,44 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
                 source, asked.target, dtype or torch.bfloat16,
                 tokenizer=asked.tokenizer, overwrite=asked.overwrite, workers=asked.workers, progress=progress,
             )  # fmt: skip
-    if asked.verify:
-        with progress_bar(f"verifying {asked.target.name}") as progress:
-            if asked.to == "gguf":
-                count = gguf.verify_gguf(source, asked.target, _gguf_type(asked), progress)
-            else:
-                form = export if asked.to == "safetensors" else None
-                count = convert.verify(source, asked.target, form, progress, workers=asked.workers)
-        Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
+
+
+def _verify(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
+    from ling.checkpoint import convert, gguf
+
+    count = 0 if asked.mtp_directory is None else convert.verify_mtp(source, asked.mtp_directory, export)
+    if asked.mtp != "keep":
+        source = convert.without_mtp(source)
+    with progress_bar(f"verifying {asked.target.name}") as progress:
+        if asked.to == "gguf":
+            count += gguf.verify_gguf(source, asked.target, _gguf_type(asked), progress)
+        else:
+            form = export if asked.to == "safetensors" else None
+            count += convert.verify(source, asked.target, form, progress, workers=asked.workers)
+    Console(stderr=True).print(f"{count:,} tensors compared: what was read is what was written")
+
+
+def _check_targets(asked: Conversion, source: "PieceSource") -> None:
+    """Refuse targets that are taken before anything is written."""
+    from ling.checkpoint import convert, gguf
+
+    if asked.to == "gguf":
+        gguf.check_gguf_target(source, asked.target, overwrite=asked.overwrite)
+    else:
+        convert.check_target(source, asked.target, overwrite=asked.overwrite)
+    if (apart := asked.mtp_directory) is None:
+        return
+    convert.mtp_pieces(source)
+    convert.check_target(source, apart, overwrite=asked.overwrite)
+    one, other = asked.target.resolve(), apart.resolve()
+    if one == other or one in other.parents or other in one.parents:
+        raise ConfigError(
+            f"the MTP layers' directory {apart} and {asked.target} must lie apart; choose another for one"
+        )
+
+
+def _max_shard_bytes(asked: Conversion) -> int:
+    return int((asked.max_shard_gb or _SHARD_GB) * 1e9)
 
 
 def _gguf_type(asked: Conversion) -> "GgufType":
@@ -162,6 +205,7 @@ def _gguf_type(asked: Conversion) -> "GgufType":
 
 
 def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> None:
+    from ling.checkpoint.convert import files_beside
     from ling.checkpoint.names import published_pieces
     from ling.scaling.parameters import count_parameters
 
@@ -169,6 +213,8 @@ def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") 
     counts = count_parameters(config)
     print(f"source:  {source.kind} {source.directory}")
     print(f"target:  {asked.to} {asked.target}{' (replaced)' if asked.target.exists() else ''}")
+    if asked.mtp_directory is not None:
+        print(f"apart:   MTP layers to {asked.mtp_directory}")
     print(f"model:   {counts.total_with_mtp:,} parameters, {config.num_nextn_predict_layers} MTP layers")
     print(f"tensors: {len(published_pieces(config)):,} published ones")
     if asked.to == "safetensors":
@@ -182,7 +228,8 @@ def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") 
         print(f"format:  {sum(tensor.nbytes for tensor in tensors) / 1e9:.3f} GB in {told} tensors")
         print(f"within:  the tokenizer of {tokenizer_directory(source, asked.tokenizer)}")
         return
-    print(f"beside:  {', '.join(f.name for f in source.tokenizer_files()) or 'no tokenizer'}")
+    names = [file.name for file in files_beside(source, asked.tokenizer)]
+    print(f"beside:  {', '.join(names) or 'no tokenizer'}")
 
 
 def _check(asked: Conversion) -> None:
@@ -202,10 +249,13 @@ def _check(asked: Conversion) -> None:
         raise ConfigError(f"{asked.target} is named as a GGUF file; add --to gguf, or name a directory")
     if asked.fp8_scales is not None and asked.dtype != "float8":
         raise ConfigError(f"--fp8-scales {asked.fp8_scales} is for --dtype float8")
-    if not (math.isfinite(asked.max_shard_gb) and asked.max_shard_gb > 0):
-        raise ConfigError(f"--max-shard-size must be a positive number of GB, got {asked.max_shard_gb}")
+    if (size := asked.max_shard_gb) is not None:
+        if asked.to != "safetensors":
+            raise ConfigError(f"--max-shard-size is for shards of safetensors; --to {asked.to} has none")
+        if not 0 < size < _LARGEST_SHARD_GB:
+            raise ConfigError(f"--max-shard-size must be a positive number of GB below 1e9, got {size:g}")
     if asked.tokenizer is not None and not asked.tokenizer.is_dir():
-        raise ConfigError(f"--tokenizer {asked.tokenizer} is not a directory")
+        raise ConfigError(f"tokenizer {asked.tokenizer} is not a directory")
 
 
 def _check_gguf(asked: Conversion) -> None:
@@ -213,6 +263,5 @@ def _check_gguf(asked: Conversion) -> None:
         raise ConfigError(f"--to gguf writes one file: name it {asked.target}.gguf")
     if asked.mtp == "separate":
         raise ConfigError("--to gguf holds MTP layers in the same file; use --mtp keep or drop")
-    for name, given in (("--max-shard-size", asked.max_shard_gb != _SHARD_GB), ("--workers", asked.workers != 1)):
-        if given:
-            raise ConfigError(f"{name} is for shards of safetensors; --to gguf writes one file")
+    if asked.workers != 1:
+        raise ConfigError("--workers is for files written at the same time; --to gguf writes one")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ling.cli.convert import Conversion, run_conversion
+from ling.cli.convert import MAX_SHARD_SIZE_HELP, Conversion, run_conversion
 from ling.errors import ConfigError
 
 
@@ -23,9 +23,9 @@ def merge(
     to: Annotated[str, typer.Option(help="safetensors, training, megatron or gguf.")] = "safetensors",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float8; left out: bfloat16.")] = None,
     fp8_scales: Annotated[str | None, typer.Option(help="Of float8: published (left out), pow2 or fp32.")] = None,
-    mtp: Annotated[str, typer.Option(help="keep or drop MTP layers.")] = "keep",
+    mtp: Annotated[str, typer.Option(help="keep or drop MTP layers, or separate: into OUT-mtp.")] = "keep",
     tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer to put beside the weights.")] = None,
-    max_shard_size: Annotated[float, typer.Option(help="Largest file, in GB of 10^9 bytes.")] = 5.0,
+    max_shard_size: Annotated[float | None, typer.Option(help=MAX_SHARD_SIZE_HELP, show_default=False)] = None,
     workers: Annotated[int, typer.Option(min=1, help="Files written at the same time.")] = 1,
     verify: Annotated[bool, typer.Option("--verify", help="Read the target back and compare every tensor.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
@@ -36,13 +36,15 @@ def merge(
         raise ConfigError("merging takes two checkpoints at least; give them oldest first")
     if decay is not None and weights is not None:
         raise ConfigError("--decay and --weights exclude each other")
+    from ling.checkpoint.convert import without_mtp
     from ling.checkpoint.hub import resolve_checkpoint
     from ling.checkpoint.merge import MergedPieces, decay_weights, given_weights
     from ling.checkpoint.pieces import open_pieces
 
     count = len(checkpoints)
     shares = decay_weights(decay or "mean", count) if weights is None else given_weights(_numbers(weights), count)
-    source = MergedPieces([open_pieces(resolve_checkpoint(path)) for path in checkpoints], shares)
+    sources = [open_pieces(resolve_checkpoint(path), tokenizer) for path in checkpoints]
+    source = MergedPieces([without_mtp(one) for one in sources] if mtp == "drop" else sources, shares)
     asked = Conversion(
         source=checkpoints[-1], target=out, to=to, dtype=dtype, fp8_scales=fp8_scales, mtp=mtp, tokenizer=tokenizer,
         max_shard_gb=max_shard_size, workers=workers, verify=verify, dry_run=dry_run, overwrite=overwrite,

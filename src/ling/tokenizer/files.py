@@ -49,6 +49,22 @@ def read_roles(directory: Path) -> Roles:
     )
 
 
+def named_ids(directory: Path) -> dict[str, int]:
+    """Return `eos_token_id` and `pad_token_id` of a tokenizer of any family, those that it has."""
+    named = _read_object(directory / SPECIAL_MAP) | _read_object(directory / CONFIG)
+    content = _read_object(directory / TOKENIZER)
+    added, model = content.get("added_tokens") or [], content.get("model")
+    known = {token.get("content"): token.get("id") for token in added if isinstance(token, dict)}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids: dict[str, int] = {}
+    for key in ("eos_token", "pad_token"):
+        spelling = _spelling(named, key, "", directory)
+        id = known.get(spelling, vocabulary.get(spelling) if isinstance(vocabulary, dict) else None)
+        if isinstance(id, int):
+            ids[f"{key}_id"] = id
+    return ids
+
+
 def write_files(directory: Path, serialized: str, ids: dict[str, int], roles: Roles, *, chat: bool) -> None:
     """Write all four files.
 
