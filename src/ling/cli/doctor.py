@@ -72,15 +72,15 @@ def doctor(
         found = examine(directory)
     if weights:
         found = _with_weights(directory, found)
-    agreement = None
+    agreement = tokenizer = None
     if not as_json:
         _print_findings(directory, found, written, tell_fix=not fix)
     if question is not None and not _bad(found, strict):
-        agreement = run_comparison(directory, str(compare), question)
+        agreement, tokenizer = run_comparison(directory, str(compare), question)
     if as_json:
         _print_json(directory, found, written, None if agreement is None else agreement_json(agreement, str(compare)))
-    elif agreement is not None and question is not None:
-        print_agreement(agreement, str(compare), question.prompts)
+    elif agreement is not None and tokenizer is not None and question is not None:
+        print_agreement(agreement, tokenizer, str(compare), question.prompts)
     _verdict(directory, _bad(found, strict))
     if agreement is not None and agreement.complaint is not None:
         raise CheckpointError(f"{directory} beside {compare}: {agreement.complaint}")
