@@ -67,6 +67,18 @@ def test_fix_mends_and_says_what(ling, model: Path) -> None:
     assert ling("doctor", model, "--strict").code == 0
 
 
+def test_what_a_file_says_never_moves_the_cursor(ling, model: Path) -> None:
+    edit(model, **{"architectures": ["\x1b[2J\x1b[1;31m"]})
+    for command in (("doctor", model), ("doctor", model, "--json"), ("generate", "hi", "--model", model)):
+        result = ling(*command)
+        assert result.code == 2
+        assert "\x1b[2J" not in result.out + result.err
+        assert "is not BailingMoeV2ForCausalLM" in result.err
+    edit(model, **{"architectures": ["BailingMoeV2ForCausalLM"], "\x1b[2J": 1, "quantization_config": {"x": 1}})
+    result = ling("doctor", model)
+    assert "\x1b[2J" not in result.out + result.err
+
+
 def test_a_broken_file_is_told_once_with_weights_too(ling, model: Path) -> None:
     (file,) = model.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])

@@ -76,5 +76,6 @@ def main() -> None:
 
 
 def _refuse(reason: str) -> NoReturn:
-    print(f"ling: {reason}", file=sys.stderr)
+    # It may quote a stranger's file: nothing in it moves the cursor.
+    print("ling: " + "".join(c if c.isprintable() or c == "\n" else "?" for c in reason), file=sys.stderr)
     sys.exit(2)

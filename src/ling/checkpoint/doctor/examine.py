@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ling.checkpoint.doctor import files, fp8, network, rotary, stretching, tensors, texts
 from ling.checkpoint.doctor.evidence import CONFIG, Evidence, gather
-from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error
+from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error, one_line
 from ling.config import ModelConfig
 from ling.errors import CheckpointError, ConfigError
 
@@ -36,15 +36,20 @@ def examine(directory: Path) -> list[Finding]:
         try:
             found += [named(finding, check) for check in OF_THE_MODEL for finding in check(seen, model)]
         except (CheckpointError, ConfigError) as problem:  # a network that no checkpoint could hold
-            found.append(dataclasses.replace(error(CONFIG, str(problem), "mend config.json"), check="all-there"))
+            found.append(
+                dataclasses.replace(error(CONFIG, one_line(str(problem)), "mend config.json"), check="all-there")
+            )
     if seen.nested:  # the changes are for a flat file
         found = [dataclasses.replace(f, repair=None) if _edits_config(f) else f for f in found]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def named(finding: Finding, check: Callable[..., Iterator[Finding]]) -> Finding:
-    """Return `finding` with the name of the check that made it."""
-    return dataclasses.replace(finding, check=check.__name__.replace("_", "-"))
+    """Return `finding` with the name of the check that made it, on lines that a terminal can show."""
+    return dataclasses.replace(
+        finding, check=check.__name__.replace("_", "-"), where=one_line(finding.where), what=one_line(finding.what),
+        fix=one_line(finding.fix),
+    )  # fmt: skip
 
 
 def _edits_config(finding: Finding) -> bool:

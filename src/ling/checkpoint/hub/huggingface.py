@@ -123,8 +123,8 @@ def _one_line(name: str) -> Iterator[None]:
         raise CheckpointError(f"{name} is not a model's name: {' '.join(str(error).split())[:120]}") from None
     except unreachable as error:
         raise CheckpointError(
-            f"cannot download {name} from {where} ({_reason(error)}); what has arrived is kept, and the same command "
-            "goes on"
+            f"cannot download {name} from {where} ({_reason(error)}): run ling download {name} where there is a "
+            "network, or give a directory; what has arrived is kept, and the download goes on from there"
         ) from None
     except OSError as error:
         raise CheckpointError(f"cannot store {name}: {error.strerror or ' '.join(str(error).split())[:160]}") from None
