@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ling.eval.endpoint import Endpoint
     from ling.tokenizer import Tokenizer
 
+_WIDTH = 120
+"""Of a table that goes into a file or a pipe."""
 PROMPTS = (
     "What is the capital of France?",
     "Who are you?",
@@ -112,13 +114,16 @@ def agreement_json(agreement: "Agreement", other: str) -> dict[str, Any]:
 def print_agreement(agreement: "Agreement", tokenizer: "Tokenizer", other: str, prompts: tuple[str, ...]) -> None:
     """Print a row per prompt and the sum."""
     console = Console(highlight=False)
-    titles = ("prompt", "agreed", "ours", "theirs", "nats between", "mean diff", "max diff")
-    table = Table(*titles, box=None, header_style="bold", pad_edge=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("prompt", "agreed", "ours", "theirs", "nats between", "mean diff", "max diff"):
+        table.add_column(title, no_wrap=True)
     for prompt, c in zip(prompts, agreement.comparisons):
         mean = sum(c.differences) / len(c.differences) if c.differences else None
         gap = "" if c.gap_nats is None else f"{c.gap_nats:.3f}{' (near tie)' if c.near_tie else ''}"
         spelt = [_spelt(token, tokenizer) if c.parted else "" for token in c.parting]
-        shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+        shown = prompt if len(prompt) <= 32 else prompt[:29] + "..."
         largest = max(c.differences, default=None)
         agreed = f"{c.agreed} of {c.agreed + c.parted}"
         table.add_row(Text(shown), agreed, Text(spelt[0]), Text(spelt[1]), gap, _number(mean), _number(largest))
