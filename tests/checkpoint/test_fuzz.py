@@ -27,13 +27,16 @@ from ling.checkpoint.convert import to_megatron, to_training
 from ling.checkpoint.dcp import FACTS_NAME
 from ling.checkpoint.doctor import examine, examine_weights, mend
 from ling.checkpoint.megatron import COMMON_NAME, FIRST_ITERATION
+from ling.checkpoint.merge import MergedPieces
 from ling.checkpoint.names import published_pieces
-from ling.checkpoint.pieces import open_pieces
+from ling.checkpoint.pieces import TOKENIZER_FILES, open_pieces
 from ling.checkpoint.save import ExportFormat
 from ling.checkpoint.source import INDEX_NAME
+from ling.compat.handover import plan_handover, write_handover
 from ling.engine.bundled import bundled_directory
 from ling.errors import CheckpointError, ConfigError
 from ling.testing.models import tiny_model
+from ling.tokenizer import Tokenizer
 
 ROOM = 400 * 2**20
 CANARY = "executed"
@@ -53,16 +56,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One checkpoint of each kind."""
     root = tmp_path_factory.mktemp("whole")
     model = tiny_model(
-        num_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, num_hidden_layers=2, vocab_size=64
+        num_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        num_hidden_layers=2,
+        vocab_size=264,
     )
     save_model(model, root / "bf16", max_shard_bytes=60_000)
     save_model(model, root / "fp8", export=ExportFormat(precision="float8"), max_shard_bytes=60_000)
     to_training(open_pieces(root / "bf16"), root / "training")
     to_megatron(open_pieces(root / "bf16"), root / "megatron")
-    for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
-        shutil.copy(bundled_directory() / name, root / "bf16")
+    put_small_tokenizer(root / "bf16")
     assert len(list((root / "bf16").glob("*.safetensors"))) > 1
     return root
+
+
+def put_small_tokenizer(directory: Path) -> None:
+    """Write a tokenizer of the 256 bytes and the special tokens."""
+    tree = json.loads((bundled_directory() / "tokenizer.json").read_text(encoding="utf-8"))
+    tree["model"]["merges"] = []
+    tree["model"]["vocab"] = {token: id for token, id in tree["model"]["vocab"].items() if len(token) == 1}
+    for id, token in enumerate(tree["added_tokens"], start=256):
+        token["id"] = id
+    Tokenizer(json.dumps(tree)).save(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +116,7 @@ def read_all(directory: Path) -> None:
 
 def examine_all(directory: Path) -> None:
     found = examine(directory)
-    assert all(finding.what and "\n" not in finding.what + finding.where for finding in found), found
+    assert all(f.what and (f.what + f.where + f.fix).isprintable() for f in found), found
     mend(directory, found)
     examine_weights(directory)
 
@@ -268,6 +285,116 @@ def test_sizes_are_held_against_the_files(whole: Path, changes: dict[str, int], 
     tree = {**tree, **changes} if kind == "bf16" else {**tree, "model": {**tree["model"], **changes}}
     with damaged(whole, kind, name, to_json(tree)) as directory:
         must_answer(directory)
+
+
+@pytest.mark.parametrize("name", [INDEX_NAME, "config.json", "tokenizer.json", "generation_config.json"])
+def test_files_that_are_holes_are_not_read(whole: Path, name: str) -> None:
+    with damaged(whole, "bf16", name, b"") as directory:
+        os.truncate(directory / name, 2**40)
+        must_answer(directory)
+
+
+def test_a_pipe_among_the_files_is_not_waited_for(whole: Path) -> None:
+    file = min((whole / "bf16").glob("*.safetensors"))
+    with damaged(whole, "bf16", file.name, b"") as directory:
+        (directory / file.name).unlink()
+        os.mkfifo(directory / file.name)
+        must_answer(directory)
+
+
+# ---- tokenizers ----
+
+
+@FUZZ
+@given(data=st.data())
+def test_tokenizers_may_say_anything(whole: Path, data) -> None:
+    tree = json.loads((whole / "bf16/tokenizer.json").read_text(encoding="utf-8"))
+    with damaged(whole, "bf16", "tokenizer.json", to_json(mutated(tree, data.draw, 3))) as directory:
+        must_answer(directory)
+
+
+@FUZZ
+@given(data=st.data())
+def test_tokenizers_may_be_spoilt(whole: Path, data) -> None:
+    content = spoilt((whole / "bf16/tokenizer.json").read_bytes(), data.draw)
+    with damaged(whole, "bf16", "tokenizer.json", content) as directory:
+        must_answer(directory)
+
+
+@FUZZ
+@given(data=st.data(), name=st.sampled_from(TOKENIZER_FILES))
+def test_files_of_the_tokenizer_may_hold_any_bytes(whole: Path, data, name: str) -> None:
+    with damaged(whole, "bf16", name, data.draw(st.binary(max_size=40))) as directory:
+        must_answer(directory)
+
+
+@pytest.mark.parametrize("id", [2**22, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("kind", ["vocab", "added"])
+def test_ids_of_tokens_are_not_believed(whole: Path, id: int, kind: str) -> None:
+    tree = json.loads((whole / "bf16/tokenizer.json").read_text(encoding="utf-8"))
+    tree["model"]["vocab"]["zz"] = id
+    if kind == "added":
+        tree["added_tokens"].append({**tree["added_tokens"][0], "content": "zz", "id": id})
+    with damaged(whole, "bf16", "tokenizer.json", to_json(tree)) as directory:
+        with pytest.raises(CheckpointError, match=r"numbers a token [\d,]+: tokenizer\.json is damaged"):
+            Tokenizer.from_directory(directory)
+        must_answer(directory)
+
+
+# ---- merging and handing over ----
+
+
+def merge_and_export(directory: Path, whole: Path) -> None:
+    """Merge a damaged checkpoint with a whole one, in either place, and hand it over; as `must_answer`."""
+    refusals = []
+    target = whole.parent / "exported"
+
+    def merge(*sources: Path) -> None:
+        merged = MergedPieces([open_pieces(source) for source in sources], [0.5, 0.5])
+        for piece in published_pieces(merged.config):
+            merged.read(piece)
+
+    def export() -> None:
+        write_handover(plan_handover(open_pieces(directory), "vllm", "exported"), target)
+
+    for way in (lambda: merge(directory, whole / "bf16"), lambda: merge(whole / "bf16", directory), export):
+        try:
+            way()
+        except (CheckpointError, ConfigError) as error:
+            refusals.append(str(error))
+            assert not target.exists()
+        finally:
+            shutil.rmtree(target, ignore_errors=True)
+    assert not [line for line in refusals if "\n" in line or len(line) > 700], refusals
+    assert not list(whole.parent.glob(".*partial*"))
+
+
+FEW = settings(FUZZ, max_examples=25)
+
+
+@FEW
+@given(data=st.data(), name=st.sampled_from(["config.json", "tokenizer.json", INDEX_NAME, "generation_config.json"]))
+def test_what_is_merged_or_exported_may_say_anything(whole: Path, data, name: str) -> None:
+    tree = json.loads((whole / "bf16" / name).read_text(encoding="utf-8"))
+    with damaged(whole, "bf16", name, to_json(mutated(tree, data.draw, 3))) as directory:
+        merge_and_export(directory, whole)
+
+
+@FEW
+@given(data=st.data())
+def test_headers_of_what_is_merged_or_exported_may_say_anything(whole: Path, data) -> None:
+    file = data.draw(st.sampled_from(sorted((whole / "bf16").glob("*.safetensors"))))
+    header, values = header_of(file)
+    with damaged(whole, "bf16", file.name, with_header(mutated(header, data.draw, 4), values)) as directory:
+        merge_and_export(directory, whole)
+
+
+@FEW
+@given(data=st.data(), kind=st.sampled_from(["training", "megatron"]))
+def test_distributed_checkpoints_that_are_merged_or_exported_may_be_spoilt(whole: Path, data, kind: str) -> None:
+    name, content = pickled_metadata(whole, kind)
+    with damaged(whole, kind, name, spoilt(content, data.draw)) as directory:
+        merge_and_export(directory, whole)
 
 
 # ---- distributed checkpoints ----

@@ -26,6 +26,8 @@ def serve(llm: LLM, manner: str) -> Iterator[str]:
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             chat = self.path == "/v1/chat/completions"
+            if manner == "hang up":
+                return self.connection.close()
             if manner == "hang":
                 time.sleep(1.5)
             if manner == "cut":

@@ -67,6 +67,18 @@ def test_fix_mends_and_says_what(ling, model: Path) -> None:
     assert ling("doctor", model, "--strict").code == 0
 
 
+def test_what_a_file_says_never_moves_the_cursor(ling, model: Path) -> None:
+    edit(model, **{"architectures": ["\x1b[2J\x1b[1;31m"]})
+    for command in (("doctor", model), ("doctor", model, "--json"), ("generate", "hi", "--model", model)):
+        result = ling(*command)
+        assert result.code == 2
+        assert "\x1b[2J" not in result.out + result.err
+        assert "is not BailingMoeV2ForCausalLM" in result.err
+    edit(model, **{"architectures": ["BailingMoeV2ForCausalLM"], "\x1b[2J": 1, "quantization_config": {"x": 1}})
+    result = ling("doctor", model)
+    assert "\x1b[2J" not in result.out + result.err
+
+
 def test_a_broken_file_is_told_once_with_weights_too(ling, model: Path) -> None:
     (file,) = model.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
@@ -105,6 +117,7 @@ def test_an_honest_server_agrees_in_every_manner(ling, llm: LLM, manner: str) ->
         ("no choices", "answers without choices"),
         ("broken", "answers 500: out of memory"),
         ("cut", "something that is not a JSON object"),
+        ("hang up", "Remote end closed connection without response"),
         *((manner, "something that is not a JSON object") for manner in NOT_HTTP),
     ],
 )
@@ -121,7 +134,7 @@ def test_a_server_without_numbers_is_compared_by_tokens(ling, llm: LLM) -> None:
     with serve(llm, "no numbers") as url:
         result = ling("doctor", bundled_directory(), "--compare", url, *SHORT)
     assert result.code == 0, result.err
-    assert "log-probabilities differ by not told" in result.out
+    assert "there are no log-probabilities to compare" in result.out
 
 
 def test_a_server_that_hangs_is_left_after_the_timeout(ling, llm: LLM) -> None:
@@ -156,6 +169,66 @@ def test_another_checkpoint_of_the_same_model_agrees(ling, model: Path, tmp_path
     assert "differ by 0.0000 on average" in result.out
 
 
+def test_another_tokenizer_is_refused_before_anything_is_loaded(
+    ling, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LLM, "load", None)
+    tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = [token for token in vocabulary if len(token) > 3][:2]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    result = ling("doctor", bundled_directory(), "--compare", model, *SHORT)
+    assert result.code == 2
+    assert "have different tokenizers (2048 and 2048 tokens)" in result.err.splitlines()[-1]
+
+
+def test_a_base_model_beside_a_chat_model_asks_for_raw_text(ling, model: Path) -> None:
+    path = model / "tokenizer_config.json"
+    told = {**json.loads(path.read_text(encoding="utf-8")), "eos_token": "<|endoftext|>"}
+    path.write_text(json.dumps(told), encoding="utf-8")
+    result = ling("doctor", bundled_directory(), "--compare", model, *SHORT)
+    assert "makes other token ids of the prompts" in result.err
+    assert result.err.rstrip().endswith("compare them with --raw")
+    assert ling("doctor", bundled_directory(), "--compare", model, "--raw", *SHORT).code == 0
+
+
+@pytest.mark.parametrize("route", ["/", "/v1", "/v1/", "/v1/completions", "/v1/chat/completions/"])
+def test_a_pasted_address_is_understood(ling, llm: LLM, route: str) -> None:
+    with serve(llm, "vllm") as url:
+        assert ling("doctor", bundled_directory(), "--compare", url + route, "--num-prompts", 1).code == 0
+
+
+def test_where_texts_part_both_tokens_are_shown(ling, llm: LLM) -> None:
+    with serve(llm, "other text") as url:
+        result = ling("doctor", bundled_directory(), "--compare", url, *SHORT)
+        told = json.loads(ling("doctor", bundled_directory(), "--json", "--compare", url, *SHORT).out)["comparison"]
+    assert "0 of 1" in result.out
+    assert "'The'" in result.out
+    assert "'z" in result.out
+    (first, _) = told["prompts"]
+    assert llm.tokenizer.decode([first["our_token"]]) == "The"
+    assert first["their_token"] == llm.tokenizer.encode("zebra")[0]
+
+
+def test_fixing_a_model_in_a_hub_cache_is_refused(ling, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ling.checkpoint.hub.resolve_checkpoint", lambda name: model)
+    edit(model, router_dtype="None")
+    before = (model / "config.json").read_bytes()
+    result = ling("doctor", "owner/name", "--fix")
+    assert result.code == 2
+    assert f"owner/name lies in a hub's cache, which others read too; copy it (cp -rL {model} MY_COPY)" in result.err
+    assert (model / "config.json").read_bytes() == before
+
+
+def test_findings_in_a_pipe_are_whole_lines(ling, model: Path) -> None:
+    edit(model, router_dtype="None")
+    lines = ling("doctor", model).out.splitlines()
+    assert "warning  config.json: router_dtype" in lines
+    assert "         'None': vLLM and SGLang then hold the router in bfloat16 and choose other experts" in lines
+    assert "         fix: write fp32 [--fix]" in lines
+
+
 def test_another_model_does_not(ling, model: Path) -> None:
     (file,) = model.glob("*.safetensors")
     tensors = load_file(file)
@@ -173,7 +246,11 @@ def test_another_model_does_not(ling, model: Path) -> None:
         (("--compare", "http://127.0.0.1:1", "--prompts", "none.txt"), "cannot read --prompts none.txt"),
         (("--compare", "http://127.0.0.1:1", "--api-key-file", "none"), "cannot read --api-key-file none"),
         (("--compare", "http://"), "cannot"),
-        (("--compare", "./none"), "cannot read none/config.json"),
+        (("--compare", "http://[bad"), "cannot talk to http://[bad"),
+        (("--compare", "http://a b"), "cannot talk to http://a b"),
+        (("--compare", "localhost:8000"), "an endpoint's address starts with http:// or https://"),
+        (("--compare", "ftp://x/y"), "an endpoint's address starts with http:// or https://"),
+        (("--compare", "./none"), "there is no directory none"),
     ],
 )
 def test_wrong_flags_are_one_line(ling, arguments: tuple[object, ...], line: str) -> None:

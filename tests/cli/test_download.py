@@ -37,6 +37,8 @@ def test_every_command_takes_a_name(ling, filled: Path, tmp_path: Path) -> None:
     assert "0 errors" in ling("doctor", NAME).out
     assert ling("doctor", bundled_directory(), "--compare", NAME, "--num-prompts", 1, "--max-tokens", 4).code == 0
     assert ling("convert", NAME, tmp_path / "out", "--dry-run").code == 0
+    assert ling("merge", NAME, NAME, "--out", tmp_path / "merged", "--dry-run").code == 0
+    assert ling("export", NAME, tmp_path / "exported", "--for", "vllm").code == 0
 
 
 @pytest.mark.parametrize(
@@ -44,6 +46,7 @@ def test_every_command_takes_a_name(ling, filled: Path, tmp_path: Path) -> None:
     [
         ("download", NAME), ("download", NAME, "--offline"), ("chat", NAME), ("generate", "hi", "--model", NAME),
         ("doctor", NAME), ("convert", NAME, "out"), ("doctor", bundled_directory(), "--compare", NAME),
+        ("merge", NAME, bundled_directory(), "--out", "out"), ("export", NAME, "out", "--for", "vllm"),
     ],
 )  # fmt: skip
 def test_a_name_that_is_not_in_the_cache_is_one_line_offline(ling, arguments: tuple[object, ...]) -> None:

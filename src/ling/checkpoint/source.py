@@ -18,6 +18,8 @@ from ling.errors import CheckpointError
 
 INDEX_NAME = "model.safetensors.index.json"
 _LONG_NAME = 160
+_LARGEST_JSON = 2**28
+"""An index of Ling-1T has 6 MB."""
 _REMAP_BYTES = 2**26
 """Read pages stay mapped while a file is open; it is reopened after this many, so that peak memory stays low."""
 
@@ -101,6 +103,8 @@ class TensorSource:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; CheckpointError with the file's name otherwise."""
     try:
+        if (size := path.stat().st_size) > _LARGEST_JSON:
+            raise CheckpointError(f"{path} has {size:,} bytes, which is no checkpoint's JSON; copy it again")
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
@@ -119,6 +123,8 @@ def quoted(key: str) -> str:
 
 
 def _open(file: Path) -> Any:
+    if not file.is_file():  # a pipe would wait for ever
+        raise CheckpointError(f"{file} is missing")
     try:
         return safe_open(file, framework="pt")
     except FileNotFoundError:

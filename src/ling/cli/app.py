@@ -84,5 +84,6 @@ def run(command: Callable[[], object], name: str) -> None:
 
 
 def _refuse(name: str, reason: str) -> NoReturn:
-    print(f"{name}: {reason}", file=sys.stderr)
+    # It may quote a stranger's file: nothing in it moves the cursor.
+    print(f"{name}: " + "".join(c if c.isprintable() or c == "\n" else "?" for c in reason), file=sys.stderr)
     sys.exit(2)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from ling.engine.llm import LLM
     from ling.eval.agreement import Agreement, Continuation
     from ling.eval.endpoint import Endpoint
+    from ling.tokenizer import Tokenizer
 
+_WIDTH = 120
+"""Of a table that goes into a file or a pipe."""
 PROMPTS = (
     "What is the capital of France?",
     "Who are you?",
@@ -52,19 +55,22 @@ def read_prompts(file: Path | None, count: int | None) -> tuple[str, ...]:
     return lines[:count]
 
 
-def run_comparison(directory: Path, other: str, question: Question) -> "Agreement":
-    """Continue every prompt on both sides; a second checkpoint is loaded before ours, not beside it."""
+def run_comparison(directory: Path, other: str, question: Question) -> "tuple[Agreement, Tokenizer]":
+    """Continue every prompt on both sides; return how far they agree, and the tokenizer that spells it.
+
+    A second checkpoint is loaded before ours, not beside it.
+    """
     from ling.cli.models import open_model
     from ling.cli.progress import progress_bar
     from ling.eval.agreement import Agreement, compare
 
     endpoint = _endpoint(other, question)  # first: one that does not answer costs no loading
     if endpoint is None:
-        second = open_model(Path(other), num_drafts=0)
-        theirs = _ours(second, _encode(second, question), question.max_tokens)
-        del second
+        asked, theirs = _of_second(other, directory, question)
     llm = open_model(directory, num_drafts=0)
     prompts = _encode(llm, question)
+    if endpoint is None and asked != prompts:  # such as a base model's beside a chat model's
+        raise ConfigError(f"{other} makes other token ids of the prompts than {directory}; compare them with --raw")
     if endpoint is not None:
         with progress_bar(f"asking {other}") as progress:
             theirs = _ask(endpoint, llm, prompts, question, progress)
@@ -75,7 +81,8 @@ def run_comparison(directory: Path, other: str, question: Question) -> "Agreemen
         return llm.negative_log_likelihoods([tokens])[0][-1] if inside else float("inf")
 
     stops = sorted(llm.stop_ids)
-    return Agreement(tuple(compare(p, x, y, stops, nats) for p, x, y in zip(prompts, ours, theirs, strict=True)))
+    each = tuple(compare(p, x, y, stops, nats) for p, x, y in zip(prompts, ours, theirs, strict=True))
+    return Agreement(each), llm.tokenizer
 
 
 def agreement_json(agreement: "Agreement", other: str) -> dict[str, Any]:
@@ -91,32 +98,73 @@ def agreement_json(agreement: "Agreement", other: str) -> dict[str, Any]:
         "max_logprob_difference": max(agreement.differences, default=None),
         "complaint": agreement.complaint,
         "prompts": [
-            {"agreed": c.agreed, "parted": c.parted, "gap_nats": _finite(c.gap_nats), "near_tie": c.near_tie}
+            {
+                "agreed": c.agreed,
+                "parted": c.parted,
+                "gap_nats": _finite(c.gap_nats),
+                "near_tie": c.near_tie,
+                "our_token": c.parting[0],
+                "their_token": c.parting[1],
+            }
             for c in agreement.comparisons
         ],
     }
 
 
-def print_agreement(agreement: "Agreement", other: str, prompts: tuple[str, ...]) -> None:
+def print_agreement(agreement: "Agreement", tokenizer: "Tokenizer", other: str, prompts: tuple[str, ...]) -> None:
     """Print a row per prompt and the sum."""
     console = Console(highlight=False)
-    table = Table("prompt", "agreed", "parts at", "by nats", "mean diff", "max diff", box=None, header_style="bold")
+    if not console.is_terminal:
+        console.width = _WIDTH
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("prompt", "agreed", "ours", "theirs", "nats between", "mean diff", "max diff"):
+        table.add_column(title, no_wrap=True)
     for prompt, c in zip(prompts, agreement.comparisons):
         mean = sum(c.differences) / len(c.differences) if c.differences else None
         gap = "" if c.gap_nats is None else f"{c.gap_nats:.3f}{' (near tie)' if c.near_tie else ''}"
-        at = f"token {c.agreed + 1}" if c.parted else "nowhere"
-        shown = prompt if len(prompt) <= 40 else prompt[:37] + "..."
+        spelt = [_spelt(token, tokenizer) if c.parted else "" for token in c.parting]
+        shown = prompt if len(prompt) <= 32 else prompt[:29] + "..."
         largest = max(c.differences, default=None)
-        table.add_row(Text(shown), str(c.agreed), at, gap, _number(mean), _number(largest))
+        agreed = f"{c.agreed} of {c.agreed + c.parted}"
+        table.add_row(Text(shown), agreed, Text(spelt[0]), Text(spelt[1]), gap, _number(mean), _number(largest))
     console.print(table)
     near = len(agreement.parted) - len(agreement.real_partings)
+    told = "there are no log-probabilities to compare"
+    if agreement.mean_difference is not None:
+        told = (
+            f"log-probabilities differ by {agreement.mean_difference:.4f} on average, "
+            f"{max(agreement.differences):.4f} at most"
+        )
     console.print(
         f"beside {other}: {agreement.agreed_tokens} of {agreement.compared_tokens} tokens agree "
         f"({agreement.agreement_percent:.1f} %), {len(agreement.parted)} of {len(agreement.comparisons)} part, "
-        f"{near} of them at near ties; log-probabilities differ by {_number(agreement.mean_difference)} on average, "
-        f"{_number(max(agreement.differences, default=None))} at most",
+        f"{near} of them at near ties; {told}",
         soft_wrap=True,
     )
+
+
+def _of_second(other: str, directory: Path, question: Question) -> "tuple[list[list[int]], list[Continuation]]":
+    """Return the prompts in token ids and what a second checkpoint continues them with."""
+    from ling.checkpoint.hub import resolve_checkpoint
+    from ling.cli.models import open_model
+    from ling.tokenizer import Tokenizer
+
+    if "://" in other or (":" in other and not Path(other).exists()):
+        raise ConfigError(f"--compare {other}: an endpoint's address starts with http:// or https://")
+    place = resolve_checkpoint(other)
+    tokenizers = [Tokenizer.from_directory(path) for path in (directory, place)]  # before anything large is read
+    if not _same_tokens(*tokenizers):
+        raise ConfigError(
+            f"{directory} and {other} have different tokenizers ({tokenizers[0].vocab_size} and "
+            f"{tokenizers[1].vocab_size} tokens): their token ids cannot be compared"
+        )
+    second = open_model(place, num_drafts=0)
+    prompts = _encode(second, question)
+    return prompts, _ours(second, prompts, question.max_tokens)
+
+
+def _same_tokens(x: "Tokenizer", y: "Tokenizer") -> bool:
+    return x.vocab_size == y.vocab_size and all(x.token_bytes(i) == y.token_bytes(i) for i in range(x.vocab_size))
 
 
 def _encode(llm: "LLM", question: Question) -> list[list[int]]:
@@ -166,8 +214,16 @@ def _ask(
     return results
 
 
+def _spelt(token: int | None, tokenizer: "Tokenizer") -> str:
+    """Return a token as one can tell it from others; the end of an answer has no text."""
+    if token is None:
+        return "(end)"
+    text = tokenizer.decode([token])
+    return f"{text!r}"[:24] if text and "\ufffd" not in text else f"token {token}"
+
+
 def _number(x: float | None) -> str:
-    return "not told" if x is None else f"{x:.4f}"
+    return "-" if x is None else f"{x:.4f}"
 
 
 def _finite(x: float | None) -> float | None:

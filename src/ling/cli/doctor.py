@@ -1,13 +1,14 @@
 """`ling doctor`: what is wrong with a checkpoint, and mending it."""
 
 import json
+import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ling.errors import CheckpointError, ConfigError
@@ -15,6 +16,9 @@ from ling.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from ling.checkpoint.doctor import Finding, Severity
 
+_INDENT = 9 * " "
+_MOST_ROUNDS = 3
+"""One fix can bring another trap to light, as a readable index does what the files lack."""
 _COLOURS: "dict[Severity, str]" = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -55,21 +59,28 @@ def doctor(
     directory = resolve_checkpoint(checkpoint)
     found = examine(directory)
     written: list[str] = []
-    if fix and any(finding.repair is not None for finding in found):
+    if fix and directory != checkpoint and _mendable(found):
+        raise ConfigError(
+            f"--fix: {checkpoint} lies in a hub's cache, which others read too; copy it (cp -rL {directory} MY_COPY) "
+            "and mend the copy"
+        )
+    for _ in range(_MOST_ROUNDS if fix else 0):
+        if not _mendable(found):
+            break
         with progress_bar("rewriting weights", in_bytes=True) as progress:
-            written = mend(directory, found, progress)
+            written += [name for name in mend(directory, found, progress) if name not in written]
         found = examine(directory)
     if weights:
         found = _with_weights(directory, found)
-    agreement = None
+    agreement = tokenizer = None
     if not as_json:
-        _print_table(directory, found, written, tell_fix=not fix)
+        _print_findings(directory, found, written, tell_fix=not fix)
     if question is not None and not _bad(found, strict):
-        agreement = run_comparison(directory, str(compare), question)
+        agreement, tokenizer = run_comparison(directory, str(compare), question)
     if as_json:
         _print_json(directory, found, written, None if agreement is None else agreement_json(agreement, str(compare)))
-    elif agreement is not None and question is not None:
-        print_agreement(agreement, str(compare), question.prompts)
+    elif agreement is not None and tokenizer is not None and question is not None:
+        print_agreement(agreement, tokenizer, str(compare), question.prompts)
     _verdict(directory, _bad(found, strict))
     if agreement is not None and agreement.complaint is not None:
         raise CheckpointError(f"{directory} beside {compare}: {agreement.complaint}")
@@ -108,22 +119,30 @@ def _print_json(directory: Path, found: "list[Finding]", written: list[str], com
     print(json.dumps(told, indent=2, ensure_ascii=False))
 
 
-def _print_table(directory: Path, found: "list[Finding]", written: list[str], *, tell_fix: bool) -> None:
+def _print_findings(directory: Path, found: "list[Finding]", written: list[str], *, tell_fix: bool) -> None:
     console = Console(highlight=False)
     for name in written:
         console.print(f"mended {name}", style="green")
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 1, 0))
-    for column in ("severity", "where", "what", "fix"):
-        table.add_column(column, overflow="fold")
     for f in found:
-        remedy = f"{f.fix} [--fix]" if f.repair is not None and tell_fix else f.fix
-        table.add_row(Text(f.severity, style=_COLOURS[f.severity]), Text(f.where), Text(f.what), Text(remedy))
-    if found:
-        console.print(table)
+        console.print(Text.assemble((f"{f.severity:<9}", _COLOURS[f.severity]), f.where), soft_wrap=True)
+        console.print(Text(_indented(f.what, console)), soft_wrap=True)
+        if f.fix:
+            remedy = f"fix: {f.fix}{' [--fix]' if f.repair is not None and tell_fix else ''}"
+            console.print(Text(_indented(remedy, console)), soft_wrap=True)
     counts = Counter(finding.severity for finding in found)
     told = ", ".join(_count(counts[severity], severity) for severity in _COLOURS)
     mendable = sum(finding.repair is not None for finding in found)
     console.print(f"{directory}: {told}" + (f"; --fix mends {mendable}" if mendable else ""), soft_wrap=True)
+
+
+def _indented(text: str, console: Console) -> str:
+    """Return a paragraph that lines up under the file's name; one line if nobody looks, so that it can be searched."""
+    width = console.width if console.is_terminal else sys.maxsize
+    return textwrap.fill(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False)
+
+
+def _mendable(found: "list[Finding]") -> bool:
+    return any(finding.repair is not None for finding in found)
 
 
 def _bad(found: "list[Finding]", strict: bool) -> "list[Finding]":

@@ -52,6 +52,9 @@ _RESOLVED = {
 _RESHAPED = {"rope_scaling", "rope_parameters", "eos_token_id", "torch_dtype", "dtype"}
 """Those of them that JSON writes in another form than the field's; each is checked where it is converted."""
 
+_MOST_KEYS = 12
+"""That are named when they are ignored."""
+
 PUBLISHED_KEYS = frozenset({*_PLAIN, *_FIXED, *_RESOLVED, "architectures", "model_type"})
 """What `read_published` gives a meaning to."""
 
@@ -117,7 +120,9 @@ def _read(config: Any, where: str) -> ModelConfig:
     fields["torch_dtype"] = _dtype(config)
     ignored = sorted(set(config) - set(_PLAIN) - set(_FIXED) - _SILENT - _RESOLVED)
     if ignored:
-        logger.warning("%s: ignoring keys without meaning for Ling 2.0: %s", where, ", ".join(ignored))
+        told = [key if key.isprintable() else shown(key) for key in ignored[:_MOST_KEYS]]
+        told += [f"{len(ignored) - _MOST_KEYS} more"] if len(ignored) > _MOST_KEYS else []
+        logger.warning("%s: ignoring keys without meaning for Ling 2.0: %s", where, ", ".join(told))
     return ModelConfig(**fields)
 
 

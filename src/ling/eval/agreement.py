@@ -39,6 +39,8 @@ class Comparison:
     parted: bool
     gap_nats: float | None
     """Our log-probability of our token less that of theirs, where they part; None if they do not."""
+    parting: tuple[int | None, int | None] = (None, None)
+    """Our token and theirs where they part; None: the engine stopped there."""
     differences: tuple[float, ...]
     """|ours - theirs| of the agreed tokens' log-probabilities; empty if theirs are not known."""
 
@@ -125,7 +127,11 @@ def compare(
             if x is not None
         ]
         gap = nats[1] - nats[0]
-    return Comparison(ours=ours, theirs=theirs, agreed=agreed, parted=has_parted, gap_nats=gap, differences=differences)
+    shown = tuple(None if x == _END else x for x in parted) if has_parted else (None, None)
+    return Comparison(
+        ours=ours, theirs=theirs, agreed=agreed, parted=has_parted, gap_nats=gap, parting=(shown[0], shown[1]),
+        differences=differences,
+    )  # fmt: skip
 
 
 _END = -1

@@ -8,6 +8,7 @@ import http.client
 import itertools
 import json
 import math
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from ling.errors import RequestError
 from ling.eval.agreement import Continuation
 from ling.tokenizer import Tokenizer
 
+_ROUTE = re.compile(r"/*(v1(/(models|completions|chat/completions))?)?/*$")
+"""What people paste behind a server's address."""
 _LARGEST_ANSWER = 64 * 2**20
 _EXTRAS = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 """vLLM's names; servers that refuse what they do not know are asked again without."""
@@ -29,7 +32,7 @@ class Endpoint:
         self, url: str, *, model: str | None = None, api_key: str | None = None, timeout: float = 60.0
     ) -> None:
         """Ask the server what it serves, unless `model` says so. Raises RequestError if it does not answer."""
-        self.url = url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self.url = _ROUTE.sub("", url)
         self._timeout = timeout
         self._headers = {"Content-Type": "application/json"}
         if api_key:
@@ -88,8 +91,8 @@ class Endpoint:
         return self._send(path, json.dumps(body).encode())
 
     def _send(self, path: str, body: bytes | None) -> tuple[int, dict[str, Any]]:
-        request = urllib.request.Request(self.url + path, data=body, headers=self._headers)
         try:
+            request = urllib.request.Request(self.url + path, data=body, headers=self._headers)
             try:
                 with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                     status, content = answer.status, answer.read(_LARGEST_ANSWER)

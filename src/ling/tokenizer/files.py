@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ling.config.fields import shown
 from ling.errors import CheckpointError
 from ling.tokenizer.special import CHAT, DOCUMENT_END, PRETRAIN, Roles, named_tokens
 from ling.tokenizer.template import PRETRAIN_TEMPLATE, SFT_TEMPLATE
@@ -21,6 +22,7 @@ TOKENIZER, CONFIG, SPECIAL_MAP, GENERATION = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
 )  # fmt: skip
 
+_LARGEST_FILE = 2**28
 NO_LENGTH_LIMIT = int(1e30)
 """How transformers spells "the tokenizer does not limit the length"."""
 
@@ -29,6 +31,8 @@ def read_serialized(directory: Path) -> str:
     """Read `tokenizer.json` as text."""
     path = directory / TOKENIZER
     try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise CheckpointError(f"{path} has {size:,} bytes, which is no tokenizer. Copy it again.")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         what = f"{directory} has no tokenizer.json" if directory.is_dir() else f"there is no directory {directory}"
@@ -104,6 +108,8 @@ def write_files(directory: Path, serialized: str, ids: dict[str, int], roles: Ro
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > _LARGEST_FILE:
+            raise CheckpointError(f"{path} has {size:,} bytes, which is no tokenizer's. Copy it again, or remove it.")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
@@ -121,12 +127,12 @@ def _spelling(named: dict[str, Any], key: str, default: str, directory: Path) ->
         return default
     spelling = value.get("content") if isinstance(value, dict) else value
     if not isinstance(spelling, str):
-        raise CheckpointError(f"{key} in {directory} must be a token's spelling, got {value!r}")
+        raise CheckpointError(f"{key} in {directory} must be a token's spelling, got {shown(value)}")
     return spelling
 
 
 def _ids(value: object, path: Path) -> tuple[int, ...]:
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(id, int) and not isinstance(id, bool) and id >= 0 for id in ids):
-        raise CheckpointError(f"eos_token_id in {path} must be a token id or a list of them, got {value!r}")
+        raise CheckpointError(f"eos_token_id in {path} must be a token id or a list of them, got {shown(value)}")
     return tuple(ids)

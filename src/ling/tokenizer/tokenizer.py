@@ -16,6 +16,9 @@ from ling.tokenizer.byte_level import BYTE_OF_CHARACTER, bytes_of, describe_surr
 from ling.tokenizer.files import read_roles, read_serialized, write_files
 from ling.tokenizer.special import CHAT, DOCUMENT_END, REQUIRED_TOKENS, SPECIAL_TOKENS, TURN_END, Roles
 
+_MOST_IDS = 2**22
+"""Ling has 157,184; a file may claim any."""
+
 
 class Tokenizer:
     """A byte-level vocabulary with Ling's special tokens. Immutable; nothing is ever inserted."""
@@ -143,7 +146,8 @@ def _parse(serialized: str, where: str) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(serialized)
     except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"tokenizer.json of {where} cannot be read: {error}. Copy it again.") from None
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"tokenizer.json of {where} cannot be read: {reason}. Copy it again.") from None
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -157,7 +161,9 @@ def _bytes_of_ids(backend: tokenizers.Tokenizer, added: dict[int, str], where: s
             f"{where} is not byte-level: {missing} of the 256 bytes have no token. "
             "Use the tokenizer that belongs to the model."
         )
-    table = [b""] * (max(vocabulary.values()) + 1)
+    if (highest := max(vocabulary.values())) >= _MOST_IDS:
+        raise CheckpointError(f"{where} numbers a token {highest:,}: tokenizer.json is damaged. Copy it again.")
+    table = [b""] * (highest + 1)
     for token, id in vocabulary.items():
         table[id] = added[id].encode() if id in added else bytes_of(token)
     return table

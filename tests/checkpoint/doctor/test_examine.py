@@ -1,18 +1,28 @@
 """Every trap is seen, under its own name, and nothing else is; what needs no guess is mended and stays mended."""
 
+import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from benchmarks.random_checkpoint import write_random
+from safetensors.torch import load_file, save_file
 from tests.checkpoint.doctor.conftest import edit, rewrite, serious
 
 from ling.checkpoint import load_model
+from ling.checkpoint.convert import mtp_to_safetensors, to_megatron, to_training
 from ling.checkpoint.doctor import examine, examine_weights, mend
 from ling.checkpoint.doctor.examine import OF_FILES, OF_THE_MODEL
+from ling.checkpoint.pieces import open_pieces
+from ling.checkpoint.save import ExportFormat
 from ling.checkpoint.source import INDEX_NAME
+from ling.config.presets import PRESETS
+from ling.config.recipe import load_recipe
 from ling.errors import CheckpointError
 
 YARN = {"type": "yarn", "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
@@ -120,7 +130,7 @@ TRAPS: dict[str, tuple[Callable[[Path], object], str, str, str, bool]] = {
         True,
     ),
     "no context": (lambda d: edit(d, drop="max_position_embeddings"), "context", "warning", "missing", False),
-    "no groups": (lambda d: edit(d, {"n_group": 0, "topk_group": 0}), "expert-groups", "warning", "vLLM fail", True),
+    "no groups": (lambda d: edit(d, {"n_group": 0, "topk_group": 0}), "expert-groups", "warning", "readers fail", True),
     "one of the groups": (lambda d: edit(d, {"n_group": 0}), "unreadable", "error", "must both be 0", False),
     "no score function": (
         lambda d: edit(d, drop="score_function"),
@@ -292,6 +302,56 @@ TRAPS: dict[str, tuple[Callable[[Path], object], str, str, str, bool]] = {
         True,
     ),
     "not JSON": (lambda d: (d / "config.json").write_text("{"), "unreadable", "error", "not valid JSON", False),
+    "nothing in it": (
+        lambda d: (d / "config.json").write_text("{}"),
+        "unreadable",
+        "error",
+        "neither architect",
+        False,
+    ),
+    "index not JSON": (lambda d: (d / INDEX_NAME).write_text("{"), "unreadable", "error", "not valid JSON", True),
+    "another width below": (
+        lambda d: edit(d, {"rope_parameters": {**NEWER, "partial_rotary_factor": 1.0}}),
+        "rotary-width",
+        "error",
+        "1.0 contradicts the width of 16",
+        False,
+    ),
+    "yarn without a type": (
+        lambda d: edit(d, {"rope_scaling": {k: v for k, v in YARN.items() if "type" not in k}}),
+        "stretching",
+        "warning",
+        "factor 4 with no type",
+        True,
+    ),
+    "yarn of type default": (
+        lambda d: edit(d, {"rope_scaling": {"type": "default", "factor": 4}}),
+        "stretching",
+        "warning",
+        "factor 4 with default",
+        False,
+    ),
+    "a group's key absent": (
+        lambda d: edit(d, drop="topk_group"),
+        "expert-groups",
+        "warning",
+        "fill in their own",
+        True,
+    ),
+    "shared experts null": (
+        lambda d: edit(d, {"num_shared_experts": None}),
+        "said-in-full",
+        "warning",
+        "null with 0",
+        True,
+    ),
+    "MTP promised twice": (
+        lambda d: edit(d, {"num_nextn_predict_layers": 2}),
+        "mtp",
+        "error",
+        "2, but only MTP layer 4",
+        True,
+    ),
 }
 
 FP8_TRAPS: dict[str, tuple[Callable[[Path], object], str, str, str, bool]] = {
@@ -386,6 +446,23 @@ def test_each_trap_is_seen_and_mended_where_that_needs_no_guess(bf16: Path, trap
     see_and_mend(bf16, *TRAPS[trap])
 
 
+ONE_CAUSE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "FP8 layer of MTP unannounced": (lambda d: edit(d, drop="num_nextn_predict_layers"), "mtp"),
+    "file lost": (lambda d: max(d.glob("*.safetensors")).unlink(), "index"),
+    "generation config damaged": (lambda d: (d / "generation_config.json").write_text("{"), "unreadable"),
+    "tokenizer damaged": (lambda d: (d / "tokenizer.json").write_text("{}"), "unreadable"),
+}
+
+
+@pytest.mark.parametrize("cause", ONE_CAUSE)
+def test_one_cause_is_one_finding(fp8: Path, cause: str) -> None:
+    breaks, check = ONE_CAUSE[cause]
+    breaks(fp8)
+    (seen,) = serious(fp8)
+    assert seen.check == check
+    assert str(fp8) not in seen.what
+
+
 @pytest.mark.parametrize("trap", FP8_TRAPS)
 def test_each_trap_of_fp8_is_seen(fp8: Path, trap: str) -> None:
     see_and_mend(fp8, *FP8_TRAPS[trap])
@@ -419,8 +496,6 @@ def test_every_check_has_a_trap() -> None:
 
 
 def test_a_file_without_the_mark_of_its_writer_is_named(bf16: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     file = min(bf16.glob("*.safetensors"))
     save_file(load_file(file), file)
     assert [finding.check for finding in serious(bf16)] == ["format-mark"]
@@ -494,11 +569,119 @@ def test_links_of_a_hub_cache_are_not_written_through(bf16: Path, tmp_path: Path
     assert not list(snapshot.glob("*doctor-new*"))
 
 
-def test_a_directory_of_another_kind_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no config\.json: the doctor reads Hugging Face directories"):
+def test_a_missing_file_is_not_put_into_a_hub_cache(bf16: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in bf16.iterdir():
+        if path.name != "generation_config.json":
+            (snapshot / path.name).symlink_to(path)
+    with pytest.raises(CheckpointError, match="is a link, as in a hub's cache"):
+        mend(snapshot, examine(snapshot))
+    assert not (snapshot / "generation_config.json").exists()
+
+
+def several_faults(directory: Path) -> dict[str, bytes]:
+    """Break a weight file, two JSON files and the index; return what the directory then holds."""
+    file = next(f for f in directory.glob("*.safetensors") if BIAS in load_file(f))
+    tensors = load_file(file)
+    save_file({**tensors, BIAS: tensors[BIAS].bfloat16()}, file, metadata={"format": "pt"})
+    edit(directory, {"router_dtype": "None"})
+    edit(directory, {"eos_token_id": 2042}, file="generation_config.json")
+    (directory / "tokenizer_config.json").chmod(0o640)
+    edit(directory, {"add_bos_token": True}, file="tokenizer_config.json")
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("survives", range(5))
+def test_a_fix_that_is_interrupted_leaves_what_was_there(
+    bf16: Path, monkeypatch: pytest.MonkeyPatch, survives: int, error: BaseException
+) -> None:
+    before = several_faults(bf16)
+    replace, done = Path.replace, []
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.endswith("doctor-new"):
+            if len(done) == survives:
+                raise error
+            done.append(path)
+        return replace(path, target)
+
+    found = examine(bf16)
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises((CheckpointError, KeyboardInterrupt)):
+        mend(bf16, found)
+    assert {path.name: path.read_bytes() for path in bf16.iterdir()} == before
+    monkeypatch.undo()
+    assert len(mend(bf16, found)) == 5
+    assert serious(bf16) == []
+
+
+def test_a_mended_file_keeps_its_permissions(bf16: Path) -> None:
+    several_faults(bf16)
+    mend(bf16, examine(bf16))
+    assert (bf16 / "tokenizer_config.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_file_systems_without_second_names_keep_the_original_too(bf16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    before = several_faults(bf16)
+    monkeypatch.setattr(os, "link", refuse)
+    for name in mend(bf16, examine(bf16)):
+        assert (bf16 / f"{name}.bak").read_bytes() == before[name]
+
+
+def test_everything_beside_a_mended_tensor_keeps_its_bytes(fp8: Path) -> None:
+    several_faults(fp8)
+    before = {file.name: load_file(file) for file in fp8.glob("*.safetensors")}
+    mend(fp8, examine(fp8))
+    for name, tensors in before.items():
+        after = load_file(fp8 / name)
+        assert list(after) == list(tensors)
+        for key, value in tensors.items():
+            expected = value.float() if key == BIAS else value
+            assert torch.equal(after[key].view(torch.uint8), expected.view(torch.uint8)), key
+
+
+def test_an_mtp_layer_alone_is_sound(bf16: Path, tmp_path: Path) -> None:
+    mtp_to_safetensors(open_pieces(bf16), tmp_path / "alone", ExportFormat(precision="bfloat16"))
+    assert serious(tmp_path / "alone") == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("precision", ["bfloat16", "float8", "float32"])
+def test_no_preset_raises_a_false_alarm(tmp_path: Path, name: str, precision: str) -> None:
+    model = load_recipe(preset_name=name, file=None, overrides=[]).model
+    changes: dict[str, Any] = {
+        "vocab_size": 2048, "pad_token_id": 0, "eos_token_id": 1, "hidden_size": 64, "num_hidden_layers": 3,
+        "first_k_dense_replace": 3, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "head_dim": 32, "rotary_dim": model.rotary_dim and 16,
+    }  # fmt: skip
+    if model.num_experts:
+        changes |= {"num_experts": 16, "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 32}
+        changes |= {"first_k_dense_replace": 1, "num_nextn_predict_layers": 1}
+    write_random(tmp_path / "toy", dataclasses.replace(model, **changes), ExportFormat(precision=precision))
+    assert [finding.check for finding in serious(tmp_path / "toy")] == ["tokenizer-there"]
+
+
+def test_a_directory_of_another_kind_says_what_to_do(bf16: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json: the doctor examines Hugging Face directories"):
         examine(tmp_path)
-    with pytest.raises(CheckpointError, match="is not a directory"):
+    with pytest.raises(CheckpointError, match="does not exist; give a directory, or a model's name"):
         examine(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="is not a directory; give the one that it lies in"):
+        examine(bf16 / "config.json")
+    (tmp_path / "x.gguf").touch()
+    with pytest.raises(CheckpointError, match="is a GGUF file; the doctor examines"):
+        examine(tmp_path / "x.gguf")
+    to_training(open_pieces(bf16), tmp_path / "training")
+    with pytest.raises(CheckpointError, match=r"is a training checkpoint, .*: ling convert .*/training TARGET makes"):
+        examine(tmp_path / "training")
+    to_megatron(open_pieces(bf16), tmp_path / "megatron")
+    with pytest.raises(CheckpointError, match="is a Megatron checkpoint"):
+        examine(tmp_path / "megatron")
 
 
 def test_headers_are_enough_for_the_plain_check(bf16: Path) -> None:

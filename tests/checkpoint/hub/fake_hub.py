@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,8 @@ class FakeHub:
         """`METHOD path` and the range, if one was asked for."""
         self.cut: dict[str, int] = {}
         """Bytes after which the connection breaks, the next time a file is sent."""
+        self.slow = ""
+        """A file that stops coming after its first bytes, for as long as this stands here."""
         self.url = ""
 
     def got(self, name: str) -> list[str]:
@@ -93,6 +96,12 @@ def running(hub: FakeHub) -> Iterator[FakeHub]:
                 return
             if (stop := hub.cut.pop(name, None)) is not None:
                 self.wfile.write(content[start:stop])
+                self.close_connection = True
+                return
+            if name == hub.slow:
+                self.wfile.write(content[start : start + 1000])
+                while hub.slow:
+                    time.sleep(0.02)
                 self.close_connection = True
                 return
             self.wfile.write(content[start:])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from tests.checkpoint.hub.fake_hub import COMMIT, FakeHub, running
 
 from ling.checkpoint import load_model, save_model
@@ -44,7 +44,9 @@ def hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def point_to(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    for module in (constants, file_download):  # before 1.0 the latter has a copy
+        template = url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
 
 
 def shards(hub: FakeHub) -> list[str]:
@@ -200,6 +202,54 @@ def test_no_network_fails_within_seconds(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(CheckpointError, match=r"cannot download owner/tiny from http://127\.0\.0\.1:1 \(.*refused"):
         resolve_checkpoint(NAME)
     assert time.monotonic() - start < 5
+
+
+def test_part_of_a_model_without_its_index_does_not_count(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory, _ = download(NAME)
+    (directory / "model.safetensors.index.json").unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"is incomplete, it lacks model\.safetensors\.index\.json"):
+        download(NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert (resolve_checkpoint(NAME) / "model.safetensors.index.json").is_file()
+
+
+def test_a_damaged_index_in_the_cache_says_what_to_delete(hub: FakeHub) -> None:
+    directory, _ = download(NAME)
+    index = directory / "model.safetensors.index.json"
+    index.resolve().write_bytes(b"{")
+    for way in (download, resolve_checkpoint):
+        with pytest.raises(CheckpointError, match=rf"not valid JSON.*; delete {index.resolve()} and run the same"):
+            way(NAME)
+    index.resolve().unlink()
+    index.unlink()
+    found, listing = download(NAME)
+    assert verify_snapshot(found, listing)
+
+
+def test_a_killed_download_goes_on(hub: FakeHub, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ling", "download", NAME]
+    given = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url}
+    hub.slow = shards(hub)[1]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=given)
+    deadline = time.monotonic() + 30
+    while not hub.got(hub.slow) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert hub.got(hub.slow)
+    cut, hub.slow = hub.slow, ""
+    done = subprocess.run([*command, "--verify"], capture_output=True, text=True, env=given, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(hub.got(cut)) == 2
+    assert "7 files are what the hub has" in done.stderr
+
+
+def test_the_client_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for way in (download, resolve_checkpoint):
+        with pytest.raises(CheckpointError, match="need its client: pip install huggingface_hub"):
+            way(NAME)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ling.checkpoint.doctor import files, fp8, network, rotary, tensors, texts
+from ling.checkpoint.doctor import files, fp8, network, rotary, stretching, tensors, texts
 from ling.checkpoint.doctor.evidence import CONFIG, Evidence, gather
-from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error
+from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error, one_line
 from ling.config import ModelConfig
-from ling.errors import CheckpointError
+from ling.errors import CheckpointError, ConfigError
 
 OF_FILES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     files.unreadable, files.index, files.pickles, files.format_mark, files.auto_map, texts.tokenizer_there,
@@ -17,7 +17,7 @@ OF_FILES: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 
 OF_THE_MODEL: tuple[Callable[[Evidence, ModelConfig], Iterator[Finding]], ...] = (
     tensors.all_there, tensors.mtp, tensors.vocabulary, fp8.declared, fp8.scales, fp8.kept_unquantized,
-    rotary.rotary_width, rotary.rope_base, rotary.stretching, rotary.context, network.said_in_full,
+    rotary.rotary_width, rotary.rope_base, stretching.stretching, stretching.context, network.said_in_full,
     network.router_precision, network.expert_groups, network.expert_bias_precision, network.dtype_of_weights,
     network.mtp_in_engines, texts.stop_ids,
 )  # fmt: skip
@@ -35,16 +35,21 @@ def examine(directory: Path) -> list[Finding]:
         model = seen.model
         try:
             found += [named(finding, check) for check in OF_THE_MODEL for finding in check(seen, model)]
-        except CheckpointError as problem:  # a network that no checkpoint could hold
-            found.append(dataclasses.replace(error(CONFIG, str(problem), "mend config.json"), check="all-there"))
+        except (CheckpointError, ConfigError) as problem:  # a network that no checkpoint could hold
+            found.append(
+                dataclasses.replace(error(CONFIG, one_line(str(problem)), "mend config.json"), check="all-there")
+            )
     if seen.nested:  # the changes are for a flat file
         found = [dataclasses.replace(f, repair=None) if _edits_config(f) else f for f in found]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def named(finding: Finding, check: Callable[..., Iterator[Finding]]) -> Finding:
-    """Return `finding` with the name of the check that made it."""
-    return dataclasses.replace(finding, check=check.__name__.replace("_", "-"))
+    """Return `finding` with the name of the check that made it, on lines that a terminal can show."""
+    return dataclasses.replace(
+        finding, check=check.__name__.replace("_", "-"), where=one_line(finding.where), what=one_line(finding.what),
+        fix=one_line(finding.fix),
+    )  # fmt: skip
 
 
 def _edits_config(finding: Finding) -> bool:

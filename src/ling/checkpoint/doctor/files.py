@@ -1,5 +1,6 @@
 """Checks of the directory itself: the index against the files, what should not lie there, what is pointed to."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,9 @@ _BY_HAND = "remove the files that do not belong"
 
 def unreadable(seen: Evidence) -> Iterator[Finding]:
     """Files that cannot be read, found while gathering."""
-    yield from seen.unreadable
+    for finding in seen.unreadable:
+        mended = _rebuild(seen) if finding.where == INDEX_NAME else None
+        yield finding if mended is None else dataclasses.replace(finding, fix="write it anew", repair=mended)
     if not any(name.endswith(".safetensors") for name in seen.files):
         yield error(str(seen.directory.name), "there is no .safetensors file", "copy the weights")
 
@@ -32,8 +35,8 @@ def index(seen: Evidence) -> Iterator[Finding]:
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
         yield error(INDEX_NAME, "it has no weight_map of file names", "write it anew", _rebuild(seen))
         return
-    if absent := sorted(set(named.values()) - set(seen.files)):
-        yield error(INDEX_NAME, f"it names {listed(absent)}, which is not there", "copy the file")
+    if seen.absent:
+        yield error(INDEX_NAME, f"it names {listed(seen.absent)}, which is not there", "copy the file")
     yield from _entries(seen, named)
     yield from _left_over(seen, named)
     yield from _total_size(seen)
@@ -45,7 +48,9 @@ def pickles(seen: Evidence) -> Iterator[Finding]:
         yield warning(
             listed(found),
             "a pickle runs what it likes when it is loaded; some readers prefer it to safetensors",
-            "remove it: the safetensors files hold the weights",
+            "remove it: the safetensors files hold the weights"
+            if seen.headers
+            else "get the safetensors files of the model",
         )
 
 
@@ -132,11 +137,5 @@ def _total_size(seen: Evidence) -> Iterator[Finding]:
 
 def _rebuild(seen: Evidence) -> Repair | None:
     """An index can be written from the files if all are whole and no tensor lies in two of them."""
-    named = (seen.index or {}).get("weight_map")
-    lost = set(named.values()) - set(seen.headers) if isinstance(named, dict) and _names(named) else set()
-    clear = seen.whole and seen.headers and not lost and all(len(names) == 1 for names in seen.places.values())
+    clear = seen.whole and seen.headers and all(len(names) == 1 for names in seen.places.values())
     return RebuildIndex() if clear else None
-
-
-def _names(named: dict[str, Any]) -> bool:
-    return all(isinstance(name, str) for name in named.values())

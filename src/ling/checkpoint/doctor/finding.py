@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+_LONGEST = 400
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """error: the checkpoint is damaged, or is another network than it says. warning: a known reader fails on it or silently
@@ -60,6 +61,12 @@ def warning(where: str, what: str, fix: str, repair: Repair | None = None) -> Fi
 
 def note(where: str, what: str, fix: str = "") -> Finding:
     return Finding(severity="note", where=where, what=what, fix=fix)
+
+
+def one_line(text: str) -> str:
+    """Return `text`, which a file may have worded in part, without what moves the cursor, and not endless."""
+    shown = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}..."
 
 
 def listed(names: list[str], most: int = 2) -> str:

@@ -29,7 +29,9 @@ def declared(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
             where,
             f"absent, but {len(codes)} tensors are FP8: engines take the codes for values",
             "write it",
-            Edit(file=CONFIG, set={"quantization_config": quantization_config(model)}) if scaled else None,
+            Edit(file=CONFIG, set={"quantization_config": quantization_config(seen.with_stored_mtp(model))})
+            if scaled
+            else None,
         )
     elif codes and told:
         yield from _blocks(told, where)
@@ -37,7 +39,9 @@ def declared(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
 
 def scales(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     """Each matrix of codes has its grid of float32 scales, and no grid is without codes."""
-    for keys, what, fix in _faults(seen, model):
+    if not seen.whole:
+        return
+    for keys, what, fix in _faults(seen, seen.with_stored_mtp(model)):
         if keys:
             yield error(listed(keys), f"{len(keys)} {what}", fix)
 
@@ -66,7 +70,8 @@ def kept_unquantized(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
             "gate also matches gate_proj in engines that look for parts of names",
             "remove it: routers are no Linear there",
         )
-    plain = [p.key for p in published_pieces(model) if p.quantized and seen.stored.get(p.key)]
+    pieces = published_pieces(seen.with_stored_mtp(model))
+    plain = [p.key for p in pieces if p.quantized and p.key in seen.stored]
     plain = [key for key in plain if seen.stored[key].dtype != _CODES and not any(name in key for name in names)]
     if plain:
         yield warning(
@@ -96,7 +101,8 @@ def _faults(seen: Evidence, model: ModelConfig) -> Iterator[tuple[list[str], str
     yield [k for k in coded if k + SCALE_SUFFIX not in held], "matrices of FP8 codes have no scales", again
     yield [k for k in grids if k.removesuffix(SCALE_SUFFIX) not in held], "grids of scales have no codes", "remove them"
     plain = [k for k in grids if held.get(k.removesuffix(SCALE_SUFFIX)) and k.removesuffix(SCALE_SUFFIX) not in coded]
-    yield plain, "grids of scales stand beside tensors that are not FP8", again
+    beside = "remove them if the values are scaled already, or " + again
+    yield plain, "grids of scales stand beside tensors that are not FP8", beside
     pairs = [(k, quantized[k.removesuffix(SCALE_SUFFIX)]) for k in grids if k.removesuffix(SCALE_SUFFIX) in quantized]
     wrong = [k for k, piece in pairs if held[k].shape != piece.scale_shape]
     yield wrong, "grids of scales are not one number per 128x128 block", again

@@ -1,5 +1,6 @@
 """Checks of keys that make other programs build another network, and of the experts' router (spec: model.md 2)."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,9 +37,8 @@ def said_in_full(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     complete = write_published(model)
     for key, consequence in _WHERE_MISSING.items():
         if seen.config.get(key) is None and (model.num_moe_layers or key not in _OF_EXPERTS):
-            yield warning(
-                f"{CONFIG}: {key}", f"missing: {consequence}", f"write {complete[key]!r}", _set(**{key: complete[key]})
-            )
+            value = _stored_shared_experts(seen, model) if key == "num_shared_experts" else complete[key]
+            yield warning(f"{CONFIG}: {key}", f"missing: {consequence}", f"write {value!r}", _set(**{key: value}))
     if seen.config.get("routed_scaling_factor") is None and model.num_moe_layers:
         yield warning(
             f"{CONFIG}: routed_scaling_factor",
@@ -62,10 +62,19 @@ def router_precision(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
 
 def expert_groups(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     """No groups is spelt as one group of all experts, which every reader computes alike."""
-    if model.num_moe_layers and model.n_group == 0:
+    if not model.num_moe_layers:
+        return
+    for key in ("n_group", "topk_group"):
+        if key not in seen.config:
+            value = getattr(model, key)
+            yield warning(
+                f"{CONFIG}: {key}", "missing: readers fill in their own", f"write {value}", _set(**{key: value})
+            )
+    if model.n_group == 0:
         yield warning(
             f"{CONFIG}: n_group, topk_group",
-            "0 means no groups to the converter and to SGLang; transformers and vLLM fail",
+            f"{json.dumps(seen.config.get('n_group'))} means no groups to the converter; "
+            "other readers fail on null, on 0, or on both",
             "write 1 and 1: one group of all experts is the same choice",
             _set(n_group=1, topk_group=1),
         )
@@ -118,6 +127,13 @@ def mtp_in_engines(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
         "vLLM 0.33 refuses the MTP layer of this family; SGLang reads it",
         "for vLLM, ling convert --mtp drop",
     )
+
+
+def _stored_shared_experts(seen: Evidence, model: ModelConfig) -> int:
+    """Return how many shared experts wide the stored ones are; 0 if there are none."""
+    suffix = ".mlp.shared_experts.gate_proj.weight"
+    rows = next((t.shape[0] for key, t in seen.stored.items() if key.endswith(suffix) and t.shape), 0)
+    return rows // max(1, model.moe_shared_expert_intermediate_size or model.moe_intermediate_size)
 
 
 def _set(**values: Any) -> Edit:

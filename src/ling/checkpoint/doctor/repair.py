@@ -1,14 +1,17 @@
 """Write the fixes that need no guess: each file appears whole under its name, and the original stays as `NAME.bak`.
 
-Everything is written beside the originals first, so a disk that fills up leaves the checkpoint as it was.
+Everything is written beside the originals first, so a disk that fills up leaves the checkpoint as it was; if a file
+cannot take its place, those before it go back.
 """
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ling.checkpoint.doctor.evidence import CONFIG
 from ling.checkpoint.doctor.files import SHARD
 from ling.checkpoint.doctor.finding import Edit, Finding, RebuildIndex, Widen
 from ling.checkpoint.doctor.headers import read_header
@@ -26,6 +29,8 @@ def mend(directory: Path, findings: Sequence[Finding], progress: Callable[[int, 
     Raises CheckpointError if a file cannot be written, or lies elsewhere behind a link; nothing is changed then.
     """
     repairs = [finding.repair for finding in findings if finding.repair is not None]
+    if repairs:
+        _refuse_link(directory / CONFIG)  # even if all that is written is a file that is missing
     new: list[Path] = []
     try:
         try:
@@ -38,7 +43,7 @@ def mend(directory: Path, findings: Sequence[Finding], progress: Callable[[int, 
             ]
             for path in new:
                 _sync(path)
-            return [_swap(path) for path in new]
+            return _swap(new)
         except OSError as problem:
             raise CheckpointError(f"cannot write in {directory}: {problem.strerror or problem}") from None
     finally:
@@ -87,6 +92,7 @@ def _widen(directory: Path, keys: set[str], progress: Callable[[int, int], None]
                 progress(start + copied, total)
 
         widen_file(file, _beside(file), keys, advance)
+        _copy_mode(file)
         new.append(_beside(file))
         done += file.stat().st_size
     return new
@@ -95,6 +101,7 @@ def _widen(directory: Path, keys: set[str], progress: Callable[[int, int], None]
 def _write_json(path: Path, tree: dict[str, Any]) -> Path:
     _refuse_link(path)
     _beside(path).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _copy_mode(path)
     return _beside(path)
 
 
@@ -105,18 +112,45 @@ def _refuse_link(path: Path) -> None:
         )
 
 
-def _swap(new: Path) -> str:
-    """Put a new file in its place, and what was there under the first free NAME.bak."""
-    path = new.with_name(new.name.removesuffix(_NEW))
-    if path.exists():
-        backup = path.with_name(path.name + _OLD)
-        number = 1
-        while backup.exists():
-            number += 1
-            backup = path.with_name(f"{path.name}{_OLD}{number}")
+def _swap(new: list[Path]) -> list[str]:
+    """Put new files in their places, what was there under NAME.bak; all of them or none."""
+    done: list[tuple[Path, Path | None]] = []
+    try:
+        for written in new:
+            path = written.with_name(written.name.removesuffix(_NEW))
+            done.append((path, _back_up(path)))
+            written.replace(path)
+    except BaseException:
+        for path, backup in done:
+            if backup is not None:
+                backup.replace(path)
+                backup.unlink(missing_ok=True)  # if both were names of one file, nothing was moved
+            elif not _beside(path).exists():
+                path.unlink(missing_ok=True)
+        raise
+    return [path.name for path, _ in done]
+
+
+def _back_up(path: Path) -> Path | None:
+    """Give what lies at `path` a second name, the first free NAME.bak; None if nothing does."""
+    if not path.exists():
+        return None
+    backup = path.with_name(path.name + _OLD)
+    number = 1
+    while backup.exists():
+        number += 1
+        backup = path.with_name(f"{path.name}{_OLD}{number}")
+    try:
         os.link(path, backup)
-    new.replace(path)
-    return path.name
+    except OSError:  # a file system without second names
+        shutil.copy2(path, backup)
+    return backup
+
+
+def _copy_mode(path: Path) -> None:
+    """Give the new file the permissions of the old one."""
+    if path.exists():
+        shutil.copymode(path, _beside(path))
 
 
 def _beside(path: Path) -> Path:

@@ -1,11 +1,10 @@
 """Checks of the tensors against the configuration: what is missing, what has no place, MTP, the vocabulary."""
 
-import dataclasses
 from collections.abc import Iterator
 
-from ling.checkpoint.doctor.evidence import CONFIG, Evidence
+from ling.checkpoint.doctor.evidence import CONFIG, Evidence, layer_of
 from ling.checkpoint.doctor.finding import Edit, Finding, error, listed, note, warning
-from ling.checkpoint.names import SCALE_SUFFIX, Piece, may_be_ignored, published_pieces
+from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
 from ling.config import ModelConfig
 
 _EMBEDDING, _HEAD = "model.word_embeddings.weight", "lm_head.weight"
@@ -21,7 +20,8 @@ def all_there(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
             )
         return
     pieces = [p for p in published_pieces(model) if p.layer < model.num_hidden_layers]
-    pieces += [p for p in _mtp_pieces(model) if any(_layer(key) == p.layer for key in seen.stored)]
+    held = {layer_of(key) for key in seen.stored}
+    pieces += [p for p in _mtp_pieces(model) if p.layer in held]
     if missing := [p.key for p in pieces if p.key not in seen.stored]:
         yield error(
             listed(missing),
@@ -65,7 +65,7 @@ def mtp(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     if not seen.whole or seen.is_mtp_alone:
         return
     L, promised = model.num_hidden_layers, model.num_nextn_predict_layers
-    held = sorted({layer for key in seen.stored if (layer := _layer(key)) >= L})
+    held = sorted({layer for key in seen.stored if (layer := layer_of(key)) >= L})
     where = f"{CONFIG}: num_nextn_predict_layers"
     if held == list(range(L, L + promised)):
         return
@@ -77,13 +77,16 @@ def mtp(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
             Edit(file=CONFIG, set={"num_nextn_predict_layers": 0}),
         )
         return
-    meant = dataclasses.replace(model, num_nextn_predict_layers=len(held))
+    meant = seen.with_stored_mtp(model)
     whole = held == list(range(L, L + len(held))) and all(p.key in seen.stored for p in _mtp_pieces(meant))
+    layers = listed([str(layer) for layer in held])
     told = "absent" if seen.config.get("num_nextn_predict_layers") is None else str(promised)
     yield (error if promised else warning)(
         where,
-        f"{told}, but there are tensors of MTP layer {listed([str(x) for x in held])}: nobody drafts with them",
-        f"write {len(held)}, or drop them with ling convert --mtp drop" if whole else "copy the rest of the layer",
+        f"{told}, but only MTP layer {layers} has tensors: loaders wait for more"
+        if promised
+        else f"{told}, but there are tensors of MTP layer {layers}: nobody drafts with them",
+        f"{f'write {len(held)}' if whole else 'copy the rest of the layer'}, or drop it with ling convert --mtp drop",
         Edit(file=CONFIG, set={"num_nextn_predict_layers": len(held)}) if whole else None,
     )
 
@@ -131,9 +134,3 @@ def _mtp_pieces(model: ModelConfig) -> list[Piece]:
 
 def _is_vocabulary(piece: Piece) -> bool:
     return piece.key in (_EMBEDDING, _HEAD)
-
-
-def _layer(key: str) -> int:
-    """Return the number of the layer a stored tensor belongs to, -1 outside of layers."""
-    parts = key.removesuffix(SCALE_SUFFIX).split(".")
-    return int(parts[2]) if len(parts) > 3 and parts[:2] == ["model", "layers"] and parts[2].isdecimal() else -1

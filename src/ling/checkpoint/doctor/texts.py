@@ -11,7 +11,7 @@ from ling.tokenizer import Tokenizer
 
 def tokenizer_there(seen: Evidence) -> Iterator[Finding]:
     """A tokenizer lies beside the weights, and starts no text with a token of its own."""
-    if "tokenizer.json" not in seen.files:
+    if "tokenizer.json" not in seen.files and not seen.is_mtp_alone:
         yield warning(
             "tokenizer.json", "absent: the weights cannot be talked to", "copy the model's tokenizer beside them"
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ling.checkpoint.doctor.finding import Finding, error, listed, note, warning
+from ling.checkpoint.doctor.finding import Finding, error, listed, note, one_line, warning
 from ling.checkpoint.names import SCALE_SUFFIX
 from ling.checkpoint.source import TensorSource
 
@@ -28,7 +28,9 @@ def examine_weights(directory: Path, progress: Callable[[int, int], None] | None
             faults[fault].append(key)
         if progress is not None:
             progress(done, len(source.tensors))
-    return [dataclasses.replace(finding, check="weights") for finding in _findings(faults)]
+    return [
+        dataclasses.replace(finding, check="weights", where=one_line(finding.where)) for finding in _findings(faults)
+    ]
 
 
 def _fault(key: str, tensor: Tensor) -> str | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ling.checkpoint.hub.wanted import Listing, Told, choose
-from ling.checkpoint.source import INDEX_NAME, read_json
+from ling.checkpoint.hub.wanted import Listing, Told, choose, read_index
+from ling.checkpoint.source import INDEX_NAME
 from ling.errors import CheckpointError
 
 TITLE = "ModelScope"
@@ -43,7 +43,7 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, Listing]:
 
         def index() -> dict[str, Any]:
             found = library.snapshot_download(name, revision=revision, allow_patterns=[INDEX_NAME])
-            return read_json(Path(str(found)) / INDEX_NAME)
+            return read_index(Path(str(found)) / INDEX_NAME)
 
         wanted = choose(told, index, name)
         exact = [re.sub(r"([*?\[])", r"[\1]", path) for path in wanted]

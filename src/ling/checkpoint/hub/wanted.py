@@ -1,5 +1,6 @@
 """Which files of a repository a checkpoint consists of. No code, no pickles, no second copy of the weights."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from ling.checkpoint.source import INDEX_NAME, read_json
 from ling.errors import CheckpointError
 
 _SINGLE = "model.safetensors"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SMALL = ("config.json", *TOKENIZER_FILES, "LICENSE")
 
 
@@ -48,6 +50,14 @@ def choose(paths: Iterable[str], read_index: Callable[[], dict[str, Any]], name:
     raise CheckpointError(f"{name} holds no safetensors checkpoint (ling reads no pickles, such as .bin)")
 
 
+def read_index(path: Path) -> dict[str, Any]:
+    """Read an index that was downloaded; CheckpointError that says how to get it again if it is damaged."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; delete {path.resolve()} and run the same command again") from None
+
+
 def files_of_index(index: dict[str, Any], name: str) -> list[str]:
     """Return the weight files that an index names."""
     named = index.get("weight_map")
@@ -61,8 +71,11 @@ def missing_files(directory: Path) -> list[str]:
     if not (directory / "config.json").is_file():
         return ["config.json"]
     if not (directory / INDEX_NAME).is_file():
-        return [] if any(directory.glob("*.safetensors")) else [_SINGLE]
-    shards = files_of_index(read_json(directory / INDEX_NAME), str(directory))
+        found = [path.name for path in directory.glob("*.safetensors")]
+        if found and all(_SHARD.fullmatch(name) for name in found) and found != ["model-00001-of-00001.safetensors"]:
+            return [INDEX_NAME]
+        return [] if found else [_SINGLE]
+    shards = files_of_index(read_index(directory / INDEX_NAME), str(directory))
     return [file for file in shards if not (directory / file).is_file()]
 
 
