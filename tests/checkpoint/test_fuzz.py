@@ -250,6 +250,22 @@ def test_json_files_may_say_anything(whole: Path, data, name: str) -> None:
         must_answer(directory)
 
 
+@pytest.mark.parametrize("key", ["weight_map", "architectures", "rope_scaling", "unknown", "torch_dtype"])
+def test_names_without_end_are_cut_off(whole: Path, key: str) -> None:
+    name = INDEX_NAME if key == "weight_map" else "config.json"
+    tree = json.loads((whole / "bf16" / name).read_text(encoding="utf-8"))
+    long = "[" * 3000
+    tree |= {
+        "weight_map": {"weight_map": dict.fromkeys(tree.get("weight_map", {}), long)},
+        "architectures": {"architectures": [long] * 100},
+        "rope_scaling": {"rope_scaling": {"type": "yarn", "factor": 2, **{f"{long}{i}": 1 for i in range(100)}}},
+        "unknown": {f"{long}{i}": 1 for i in range(100)},
+        "torch_dtype": {"torch_dtype": long},
+    }[key]
+    with damaged(whole, "bf16", name, to_json(tree)) as directory:
+        must_answer(directory)
+
+
 @FUZZ
 @given(data=st.data(), kind=st.sampled_from(["bf16", "fp8"]))
 def test_configurations_may_say_anything(whole: Path, data, kind: str) -> None:

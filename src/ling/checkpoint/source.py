@@ -5,6 +5,7 @@ which file and which tensor. Nothing is executed: safetensors holds plain data, 
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,12 +124,10 @@ def quoted(key: str) -> str:
 
 
 def _open(file: Path) -> Any:
-    if not file.is_file():  # a pipe would wait for ever
-        raise CheckpointError(f"{file} is missing")
+    if not os.path.isfile(file):  # a pipe would wait for ever; unlike Path's, no name makes it raise
+        raise CheckpointError(f"{file.parent / quoted(file.name)} is missing")
     try:
         return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing") from None
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{file} is not a whole safetensors file ({reason}); copy it again") from None

@@ -52,8 +52,9 @@ _RESOLVED = {
 _RESHAPED = {"rope_scaling", "rope_parameters", "eos_token_id", "torch_dtype", "dtype"}
 """Those of them that JSON writes in another form than the field's; each is checked where it is converted."""
 
-_MOST_KEYS = 12
-"""That are named when they are ignored."""
+_MOST_KEYS = 5
+"""That a message names."""
+_LONG_NAME = 80
 
 PUBLISHED_KEYS = frozenset({*_PLAIN, *_FIXED, *_RESOLVED, "architectures", "model_type"})
 """What `read_published` gives a meaning to."""
@@ -120,10 +121,15 @@ def _read(config: Any, where: str) -> ModelConfig:
     fields["torch_dtype"] = _dtype(config)
     ignored = sorted(set(config) - set(_PLAIN) - set(_FIXED) - _SILENT - _RESOLVED)
     if ignored:
-        told = [key if key.isprintable() else shown(key) for key in ignored[:_MOST_KEYS]]
+        told = [_quoted(key) for key in ignored[:_MOST_KEYS]]
         told += [f"{len(ignored) - _MOST_KEYS} more"] if len(ignored) > _MOST_KEYS else []
         logger.warning("%s: ignoring keys without meaning for Ling 2.0: %s", where, ", ".join(told))
     return ModelConfig(**fields)
+
+
+def _quoted(name: object) -> str:
+    """Return a name for a message: as it is, unless it would break the line or fill the screen."""
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= _LONG_NAME else shown(name)
 
 
 def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -139,8 +145,8 @@ def _check_architecture(config: Mapping[str, Any]) -> None:
     if not isinstance(names, list):
         raise ConfigError(f"architectures must be a list, got {shown(names)}")
     if names and ARCHITECTURE not in names:
-        quoted = (name if isinstance(name, str) else shown(name) for name in names)
-        raise ConfigError(f"architecture {', '.join(quoted)} is not {ARCHITECTURE}")
+        told = ", ".join(_quoted(name) for name in names[:_MOST_KEYS])
+        raise ConfigError(f"architecture {told} is not {ARCHITECTURE}")
     if not names and config.get("model_type") not in (MODEL_TYPE, "bailing_moe_v2"):
         raise ConfigError(f"neither architectures nor model_type says that this is {ARCHITECTURE}")
 
@@ -223,12 +229,11 @@ def _read_rope_scaling(config: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind not in ("linear", "yarn"):
-        quoted = kind if isinstance(kind, str) else shown(kind)
-        raise ConfigError(f"rope_scaling type {quoted} is not supported; use linear or yarn")
+        raise ConfigError(f"rope_scaling type {_quoted(kind)} is not supported; use linear or yarn")
     names = set(RopeScaling.__dataclass_fields__) - {"type"}
     unknown = set(raw) - names - {"type", "rope_type", "rope_theta", "partial_rotary_factor", "rotary_dim"}
     if unknown:
-        raise ConfigError(f"unknown rope_scaling key {', '.join(sorted(unknown))}")
+        raise ConfigError(f"unknown rope_scaling key {', '.join(_quoted(key) for key in sorted(unknown)[:_MOST_KEYS])}")
     # beta_fast/beta_slow: null and 0 mean "not given" in the published rotary code.
     given = {
         key: raw[key]
@@ -268,7 +273,7 @@ def _write_rope_parameters(model: ModelConfig) -> dict[str, Any]:
 def _dtype(config: Mapping[str, Any]) -> str:
     given = (config[key] for key in ("torch_dtype", "dtype") if config.get(key) is not None)
     value = next(given, _default("torch_dtype"))
-    name = value.removeprefix("torch.") if isinstance(value, str) else shown(value)
+    name = _quoted(value.removeprefix("torch.") if isinstance(value, str) else value)
     if name not in ("float32", "bfloat16"):
         raise ConfigError(f"torch_dtype {name} is not supported; use bfloat16 or float32")
     return name

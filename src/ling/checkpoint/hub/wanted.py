@@ -1,5 +1,6 @@
 """Which files of a repository a checkpoint consists of. No code, no pickles, no second copy of the weights."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def missing_files(directory: Path) -> list[str]:
             return [INDEX_NAME]
         return [] if found else [_SINGLE]
     shards = files_of_index(read_index(directory / INDEX_NAME), str(directory))
-    return [file for file in shards if not (directory / file).is_file()]
+    return [file for file in shards if not os.path.isfile(directory / file)]
 
 
 def _is_file_name(file: object) -> bool:
