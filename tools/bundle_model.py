@@ -4,7 +4,7 @@ python tools/bundle_model.py RUN --commit HASH     HASH: the commit whose code t
 
 How the model in the package was made (about 45 minutes on one core):
 
-    ling demo --recipe recipes/bundled.yaml --out runs/bundled --no-chat
+    ling demo --recipe bundled --out runs/bundled --no-chat
     python tools/bundle_model.py runs/bundled --commit $(git rev-parse HEAD)
 """
 

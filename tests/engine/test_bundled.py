@@ -44,7 +44,7 @@ def test_it_has_an_mtp_layer_and_one_expert_in_32(llm: LLM) -> None:
 
 
 def test_its_recipe_is_the_one_in_the_repository(provenance: dict, request: pytest.FixtureRequest) -> None:
-    written = load_recipe(file=request.config.rootpath / "recipes/bundled.yaml")
+    written = load_recipe(file=request.config.rootpath / "src/ling/config/recipes/bundled.yaml")
     assert recipe_tree(recipe_from_tree(provenance["recipe"])) == recipe_tree(written)
     assert provenance["seed"] == written.train.seed
     assert len(provenance["commit"]) == 40

@@ -72,5 +72,5 @@ def _words(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(members)
     if typing.get_origin(hint) is tuple:
-        return "a list of integers"
+        return f"a list of {'integers' if members[0] is int else 'words'}"
     return _WORDS.get(hint, hint.__name__)

@@ -19,8 +19,11 @@ from ling.config.checks import check_recipe
 from ling.config.fields import shown
 from ling.config.model import ModelConfig
 from ling.config.presets import Tree, preset
+from ling.config.run import RunConfig
 from ling.config.training import DataConfig, OptimConfig, TrainConfig
 from ling.errors import ConfigError
+
+_PACKAGED = Path(__file__).with_name("recipes")
 
 # What yaml.safe_load raises: its own error, and what escapes from its converters (2024-13-01, `!!int x`, `!!bool x`).
 _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
@@ -34,17 +37,25 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
-def load_recipe(*, preset_name: str | None = None, file: Path | None = None, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    *,
+    preset_name: str | None = None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    model: ModelConfig | None = None,
+) -> Recipe:
     """Resolve a recipe.
 
+    model        stands below everything else: that of a checkpoint to begin with
     preset_name  a name of `ling.config.PRESETS`; a file's own `preset:` line serves if this is None
-    file         YAML with a `preset` line and any of the sections
+    file         YAML with a `preset` line and any of the sections, or the name of a recipe in the package
     overrides    `section.key=value`, the value written as in YAML
     Raises ConfigError with one line that names the key and its source.
     """
-    tree: Tree = {}
+    tree: Tree = {} if model is None else {"model": recipe_tree(model)}
     from_file = _read_yaml(file) if file is not None else {}
     named = from_file.pop("preset", None)
     chosen = named if preset_name is None else preset_name
@@ -143,11 +154,24 @@ def _parse_override(text: str) -> Tree:
     return typing.cast(Tree, leaf)
 
 
+def packaged_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in _PACKAGED.glob("*.yaml"))
+
+
+def _find(file: Path) -> Path:
+    """Return the file of a recipe, given by path or by the name of one in the package."""
+    packaged = _PACKAGED / f"{file}.yaml"
+    return packaged if not file.exists() and str(file) in packaged_recipes() else file
+
+
 def _read_yaml(file: Path) -> Tree:
+    file = _find(file)
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot read recipe {file}: {error.strerror}") from None
+        named = "" if file.suffix else f"; those in the package: {', '.join(packaged_recipes())}"
+        raise ConfigError(f"cannot read recipe {file}: {error.strerror}{named}") from None
     except RecursionError:
         raise ConfigError(f"recipe {file} is nested too deeply") from None
     except _YAML_ERRORS as error:

@@ -9,10 +9,19 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM asked a run to stop, and it did, with everything written: to the machine that is no failure."""
+
+
 class StopRequest:
     """Whether somebody asked to stop."""
 
-    made = False
+    made: signal.Signals | None = None
+
+    def obey(self) -> None:
+        """Raise what the signal means once everything is written, if there was one."""
+        if self.made is not None:
+            raise Terminated if self.made == signal.SIGTERM else KeyboardInterrupt
 
 
 @contextmanager
@@ -25,7 +34,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
     before: dict[signal.Signals, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        request.made = True
+        request.made = signal.Signals(number)
         restore()
 
     def restore() -> None:

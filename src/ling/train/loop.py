@@ -21,6 +21,7 @@ from ling.train.files import (
     CHECKPOINTS_NAME,
     METRICS_NAME,
     checkpoint_path,
+    checkpoint_step,
     latest_checkpoint,
     list_checkpoints,
     metrics_line,
@@ -34,8 +35,6 @@ from ling.train.step import train_step
 from ling.train.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
-
-KEEP_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +61,7 @@ class Training:
 
     read_batch  gives the batch of a step, counted from 0; the same one every time it is asked
     finish      adds files (the tokenizer) to each checkpoint
+    model       weights to begin with; None: new ones
     """
 
     def __init__(
@@ -70,13 +70,14 @@ class Training:
         directory: Path,
         read_batch: Callable[[int], TrainBatch],
         finish: Callable[[Path], None] | None = None,
+        model: CausalLM | None = None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
         self.read_batch = read_batch
         self.finish = finish
-        generator = torch.Generator().manual_seed(recipe.train.seed)
-        model = init_weights(CausalLM(recipe.model), generator)
+        if model is None:
+            model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
         self.state = TrainState(model, build_adamw(model, recipe.optim))
         self.stopwatch = Stopwatch()
 
@@ -106,7 +107,8 @@ class Training:
         """Do the remaining steps, reporting each; the weights end as the mean of the snapshots.
 
         Ctrl-C, SIGTERM and closing the iterator early leave a checkpoint of the last whole step; the first two then
-        raise KeyboardInterrupt. A step that diverges raises TrainingError and leaves the checkpoints before it.
+        raise KeyboardInterrupt, of which SIGTERM's is `Terminated`. A step that diverges raises TrainingError and
+        leaves the checkpoints before it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.metrics.open("a", encoding="utf-8") as log, stop_on_signal() as stop, self.stopwatch.running():
@@ -121,18 +123,19 @@ class Training:
                 except GeneratorExit:
                     self.save()
                     raise
-                if stop.made:
+                if stop.made is not None:
                     self.save()
-                    raise KeyboardInterrupt
+                    stop.obey()
         self.save()
         self._average()
 
     def save(self) -> Path:
-        """Write a checkpoint of the current step, and forget all but the newest few."""
-        target = checkpoint_path(self.checkpoints, self.state.step)
+        """Write a checkpoint of the current step, and forget older ones that `run` does not keep."""
+        target, run = checkpoint_path(self.checkpoints, self.state.step), self.recipe.run
         self._save_to(target)
-        for old in list_checkpoints(self.checkpoints)[:-KEEP_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
+        for old in list_checkpoints(self.checkpoints)[: -run.keep_checkpoints]:
+            if not run.keep_every or checkpoint_step(old) % run.keep_every:
+                shutil.rmtree(old, ignore_errors=True)
         return target
 
     def save_final(self, target: Path) -> None:

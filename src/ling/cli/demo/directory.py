@@ -1,4 +1,4 @@
-"""The directory of a demo: whether a new run may begin there, and what an interrupted one left."""
+"""The directory of a run: whether a new one may begin there, and what an interrupted one left."""
 
 import json
 import shlex
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from ling.config.recipe import Recipe
 
 DEFAULT_OUT = Path("runs/demo")
+_SECTIONS = {"data", "model", "optim", "train"}
+"""Of a stored recipe. Runs that began before another section came along go on with its defaults."""
 
 
 class RunDirectory:
     """Where a run keeps its files. Nothing is written or moved before `begin`."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, verb: str = "demo", default: Path = DEFAULT_OUT) -> None:
         self.path = out.resolve()
+        self._verb = verb
         self.begun = False
         """Whether what is in here belongs to this run, rather than to one before it."""
-        self._out_flag = "" if out == DEFAULT_OUT else f" --out {shlex.quote(str(out))}"
+        self._out_flag = "" if out == default else f" --out {shlex.quote(str(out))}"
         self.recipe = self.path / "recipe.json"
         self.tokenizer = self.path / "tokenizer"
         self.checkpoints = self.path / CHECKPOINTS_NAME
@@ -34,18 +37,18 @@ class RunDirectory:
 
     def command(self, flag: str = "") -> str:
         """Return what a person types to come back here."""
-        return f"ling demo{flag and ' '}{flag}{self._out_flag}"
+        return f"ling {self._verb}{flag and ' '}{flag}{self._out_flag}"
 
     def read_recipe(self) -> "Recipe":
         """Return the recipe that the run began with; CheckpointError if it is damaged."""
         from ling.checkpoint.source import read_json
-        from ling.config.recipe import recipe_from_tree, recipe_tree
+        from ling.config.recipe import recipe_from_tree
 
         if not self.recipe.exists():
             raise ConfigError(f"there is no run to resume in {self.path}; start one with {self.command()}")
         tree = read_json(self.recipe)
         recipe = recipe_from_tree(tree)
-        if lost := sorted(recipe_tree(recipe).keys() - tree.keys()):
+        if lost := sorted(_SECTIONS - tree.keys()):
             raise ConfigError(f"{self.recipe} lacks {', '.join(lost)}; start anew with {self.command('--restart')}")
         self.begun = True
         return recipe
@@ -59,7 +62,7 @@ class RunDirectory:
                     "or discard it with --restart"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty and not a run of ling demo; choose another --out")
+            raise ConfigError(f"{self.path} is not empty and not a run of ling {self._verb}; choose another --out")
 
     def begin(self, recipe: "Recipe") -> None:
         """Make room for a new run and write its recipe; a finished one stays beside it as NAME.previous."""
