@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from benchmarks.peers import peer_python, run_in_peer
+from tests.compat.ties import certain
 
 from ling.checkpoint.pieces import open_pieces
 from ling.compat.handover import plan_handover, write_handover
@@ -18,8 +18,6 @@ from ling.data.dialogues.generate import heldout_set
 from ling.engine.bundled import bundled_directory
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
-from ling.model import CausalLM
-from ling.model.batch import pack
 
 MAX_TOKENS = 64
 CLOSE = 1e-3
@@ -39,15 +37,6 @@ def conversations() -> list[list[dict[str, Any]]]:
 def texts(llm: LLM) -> list[list[int]]:
     documents = (read_book("emma") + read_book("tang_quatrains"))[::40]
     return [llm.tokenizer.encode(text)[:length] for text, length in zip(documents, range(8, 200, 8))]
-
-
-@torch.no_grad()
-def gaps(model: CausalLM, prompt: list[int], answer: list[int]) -> list[float]:
-    """Return how far the largest logit lies above the second, before each token of `answer`."""
-    rows, positions, batch = pack([prompt + answer])
-    hidden = model(rows, positions, batch).hidden[len(prompt) - 1 : -1]
-    first, second = model.logits(hidden).topk(2).values.unbind(-1)
-    return (first - second).tolist()
 
 
 @pytest.mark.slow
@@ -100,8 +89,7 @@ def test_vllm_gives_our_greedy_tokens(tmp_path: Path, serving: Serving) -> None:
         rows.append((prompt, done.token_ids, chat["tokens"]))
     compared = whole = 0
     for prompt, mine, other in rows:
-        far = gaps(llm.model, prompt, mine)
-        clear = next((i for i, gap in enumerate(far) if gap < CLOSE), len(mine))
+        clear = certain(llm.model, prompt, mine, CLOSE)
         assert other[:clear] == mine[:clear], (
             f"after {llm.tokenizer.decode(prompt)!r}\ntheirs: {llm.tokenizer.decode(other)!r}\n"
             f"ours: {llm.tokenizer.decode(mine)!r}"

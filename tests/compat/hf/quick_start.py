@@ -9,11 +9,17 @@ import json
 import sys
 from typing import Any
 
+import torch
+
 PROMPTS = (
     "Give me a short introduction to large language models.",
     "What is the capital of France?",
     "What is 12 plus 30?",
     "你好！你是谁？",
+    "Tell me a story about a fox.",
+    "Which is larger, 17 or 71?",
+    "Hello!",
+    "Who wrote Emma?",
 )
 
 
@@ -30,6 +36,7 @@ def main(library: str, model_name: str, answer: str) -> None:
         "versions": {name: importlib.import_module(name).__version__ for name in {library, "transformers", "torch"}},
         "module": type(model).__module__,
         "answers": answers,
+        "logits": logits(model, answers[0]["prompt_ids"]),
         "padded": padded(model, tokenizer, [a["prompt_ids"] for a in answers]),
     }
     with open(answer, "w", encoding="utf-8") as file:
@@ -60,6 +67,12 @@ def padded(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[list[in
     width = batch["input_ids"].shape[1]
     ids = model.generate(**batch, max_new_tokens=512)[:, width:].tolist()
     return [[*row] for row in ids]
+
+
+def logits(model: Any, prompt: list[int]) -> list[list[float]]:
+    with torch.no_grad():
+        found: list[list[float]] = model(input_ids=torch.tensor([prompt])).logits[0].tolist()
+    return found
 
 
 if __name__ == "__main__":

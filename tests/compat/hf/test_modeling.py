@@ -181,6 +181,19 @@ def test_only_the_wanted_logits_are_computed(directory: Path) -> None:
 
 
 @torch.no_grad()
+def test_the_network_without_its_head_gives_what_the_head_reads(directory: Path) -> None:
+    model, ids = load(directory), tokens(directory, 2, 7)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    found = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+    expected = model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    assert found.past_key_values is None
+    assert len(found.hidden_states) == len(expected.hidden_states)
+    assert torch.equal(found.last_hidden_state, expected.hidden_states[-1])
+    assert_close(model.lm_head(found.last_hidden_state), expected.logits, BATCHING)
+
+
+@torch.no_grad()
 def test_eager_attention_gives_its_weights_and_sdpa_says_that_it_cannot(directory: Path) -> None:
     ids = tokens(directory, 2, 7)
     mask = torch.ones_like(ids)
@@ -259,7 +272,7 @@ def test_an_attention_that_is_not_ours_is_refused(directory: Path) -> None:
 @pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}])
 def test_ways_of_generating_that_take_the_cache_apart(directory: Path, options: dict[str, Any]) -> None:
     model, ids = load(directory), tokens(directory, 1, 3).repeat(1, 4)
-    given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": 0, "pad_token_id": 0}
+    given = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": -1, "pad_token_id": 0}  # 4.57 needs one
     found = model.generate(ids, **given, **options)
     if "num_beams" in options:
         assert torch.equal(found, model.generate(ids, **given, **options, use_cache=False))

@@ -52,19 +52,26 @@ def test_trainer_fine_tunes_resumes_and_saves_what_we_read(directory: Path, tmp_
 
 
 def test_peft_adapts_trains_saves_and_merges(directory: Path, tmp_path: Path) -> None:
-    found = run("peft", directory, tmp_path)
-    assert found["same_at_start"]
-    assert found["losses"][-1] < 0.8 * found["losses"][0]
-    assert found["changed"]
-    assert all("lora_" in name for name in found["changed"])
-    assert {"query_key_value", "dense", "gate_proj"} <= {part for name in found["changed"] for part in name.split(".")}
-    assert found["loaded_equal"]
-    assert found["merged_difference"] < 1e-4 * found["largest"]
-    assert found["merged_reread_equal"]
+    all_found = run("peft", directory, tmp_path)
+    for name, adapted in (("modules", {"query_key_value", "dense", "gate_proj"}), ("experts", {"experts"})):
+        found = all_found[name]
+        assert found["same_at_start"]
+        assert found["losses"][-1] < 0.8 * found["losses"][0]
+        assert found["changed"]
+        assert all("lora_" in tensor for tensor in found["changed"])
+        assert adapted <= {part for tensor in found["changed"] for part in tensor.split(".")}
+        assert found["loaded_equal"]
+        assert found["merged_difference"] < 1e-4 * found["largest"]
+        assert found["merged_reread_equal"]
 
 
 def test_trl_fine_tunes_whole_models_and_adapters(directory: Path, tmp_path: Path) -> None:
     found = run("trl", directory, tmp_path)
-    for name in ("full", "lora"):
-        assert found[name][-1] < found[name][0], found[name]
-        assert found[f"{name}_biases_kept"]
+    for name in ("full", "lora", "recomputed", "answers"):
+        assert found[name]["losses"][-1] < found[name]["losses"][0], found[name]
+        assert found[name]["loss"] == pytest.approx(found[name]["our_loss"], rel=1e-5)
+        assert found[name]["biases_kept"]
+    assert found["recomputed"]["losses"] == pytest.approx(found["full"]["losses"], rel=1e-5)
+    assert "Which colour" in found["full"]["learnt"]
+    assert found["answers"]["learnt"] == "Door 0 is green.<|role_end|>"
+    assert "generation" in found["unmarked"]

@@ -96,15 +96,20 @@ def with_trainer(directory: Path, work: Path) -> dict[str, Any]:
 
 
 def with_peft(directory: Path, work: Path) -> dict[str, Any]:
+    modules = ["query_key_value", "dense", "shared_experts.gate_proj"]
+    stacks = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    return {
+        "modules": adapted(directory, work / "modules", target_modules=modules),
+        "experts": adapted(directory, work / "experts", target_modules=[], target_parameters=stacks),
+    }
+
+
+def adapted(directory: Path, work: Path, **targets: Any) -> dict[str, Any]:
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    def adapted() -> Any:
-        torch.manual_seed(3)
-        targets = ["query_key_value", "dense", "shared_experts.gate_proj"]
-        return get_peft_model(load(directory), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
-
+    torch.manual_seed(3)
+    model = get_peft_model(load(directory), LoraConfig(r=4, task_type="CAUSAL_LM", **targets))
     ids = torch.arange(3, 43).reshape(2, 20)
-    model = adapted()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         same = torch.equal(model(input_ids=ids).logits, load(directory)(input_ids=ids).logits)
@@ -133,22 +138,62 @@ def with_peft(directory: Path, work: Path) -> dict[str, Any]:
 
 def with_trl(directory: Path, work: Path) -> dict[str, Any]:
     from peft import LoraConfig
+
+    lora = LoraConfig(r=4, target_modules=["query_key_value", "dense"])
+    found = {
+        "full": supervised(directory, work / "full"),
+        "lora": supervised(directory, work / "lora", peft_config=lora),
+        "recomputed": supervised(directory, work / "recomputed", settings={"gradient_checkpointing": True}),
+        "answers": supervised(directory, work / "answers", settings={"assistant_only_loss": True}, marked=True),
+    }
+    try:
+        supervised(directory, work / "unmarked", settings={"assistant_only_loss": True})
+    except ValueError as error:
+        found["unmarked"] = str(error)
+    return found
+
+
+def supervised(
+    directory: Path, work: Path, *, settings: dict[str, Any] | None = None, marked: bool = False, **more: Any
+) -> dict[str, Any]:
+    """Fine-tune on conversations.
+
+    marked  the template says which text is an answer, as `assistant_only_loss` needs; the published one does not
+    """
     from trl import SFTConfig, SFTTrainer
 
-    data = datasets.Dataset.from_list([{"messages": messages} for messages in conversations()])
-    found: dict[str, Any] = {}
-    for name, peft in (("full", None), ("lora", LoraConfig(r=4, target_modules=["query_key_value", "dense"]))):
-        model = load(directory)
-        before = biases(model)
-        given = SFTConfig(**arguments(work / name, save_steps=1000, max_length=256))
-        trainer = SFTTrainer(
-            model=model, args=given, train_dataset=data, processing_class=AutoTokenizer.from_pretrained(directory),
-            peft_config=peft,
-        )  # fmt: skip
-        trainer.train()
-        found[name] = losses_of(trainer)
-        found[f"{name}_biases_kept"] = bool(torch.equal(biases(trainer.model), before))
-    return found
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if marked:
+        tokenizer.chat_template = with_marks(tokenizer.chat_template)
+    model = load(directory)
+    given = {"gradient_checkpointing": False, **(settings or {})}
+    trainer = SFTTrainer(
+        model=model, args=SFTConfig(**arguments(work, save_steps=1000, max_length=256, **given)),
+        train_dataset=datasets.Dataset.from_list([{"messages": messages} for messages in conversations()]),
+        processing_class=tokenizer, **more,
+    )  # fmt: skip
+    before = biases(model)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    learnt = batch["labels"][0][batch["labels"][0] != -100].tolist()
+    with torch.no_grad():
+        ours = model(**batch)
+        theirs = trainer.compute_loss(trainer.model, dict(batch))
+    main = ours.loss - model.config.mtp_loss_scaling_factor * sum(ours.mtp_loss)
+    trainer.train()
+    return {
+        "losses": losses_of(trainer), "loss": float(theirs), "our_loss": float(main),
+        "learnt": tokenizer.decode(learnt), "biases_kept": bool(torch.equal(biases(trainer.model), before)),
+    }  # fmt: skip
+
+
+def with_marks(template: str) -> str:
+    line = '{{- "<role>ASSISTANT</role>" + answer(message, loop.index0 > last.query) + "<|role_end|>" -}}'
+    assert template.count(line) == 1
+    return template.replace(
+        line,
+        '{{- "<role>ASSISTANT</role>" -}}{%- generation -%}'
+        '{{- answer(message, loop.index0 > last.query) + "<|role_end|>" -}}{%- endgeneration -%}',
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils import logging
 
 from ling.compat.hf.configuration import LingConfig
+from ling.compat.hf.offloaded import weights_at_hand
 from ling.compat.hf.padded import ATTENTION, Layout, PaddedBatch
 from ling.errors import RequestError
 from ling.model.transformer import Transformer
@@ -129,7 +130,8 @@ class LingModel(Transformer):
     def _run_block(self, block: Any, *arguments: Any) -> Any:
         if self.gradient_checkpointing and self.training:
             return self._gradient_checkpointing_func(block, *arguments)
-        return block(*arguments)
+        with weights_at_hand(getattr(block, "__self__", block)):  # of an MTP layer the method `predict` runs
+            return block(*arguments)
 
     def _router_logits(self, layout: Layout, routings: dict[int, Routing], wanted: bool | None) -> Any:
         if not self._wanted("output_router_logits", wanted):

@@ -13,13 +13,13 @@ from transformers.modeling_utils import PreTrainedModel, load_state_dict
 
 from ling.compat.hf.backbone import LingModel, LingModelOutput, lay_out, own_precision
 from ling.compat.hf.configuration import LingConfig
+from ling.compat.hf.offloaded import all_tensors
 from ling.compat.hf.weights import take_experts, to_model, to_published
-from ling.errors import CheckpointError
+from ling.errors import CheckpointError, RequestError
 from ling.model.batch import shift_within
-from ling.model.linear import Linear, quantity_of
+from ling.model.linear import Linear
 from ling.model.norm import RMSNorm
 from ling.ops.cross_entropy import IGNORE
-from ling.ops.linear import linear
 from ling.ops.precision import at_least_float32
 from ling.ops.ragged import Ragged
 
@@ -147,7 +147,8 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
         """Save in the published layout, one tensor per expert, as `PreTrainedModel.save_pretrained`."""
         if not getattr(self, "_hf_peft_config_loaded", False):
             state = options.pop("state_dict", None)
-            options["state_dict"] = to_published(self.state_dict() if state is None else state, self.config.to_ling())
+            state = all_tensors(self) if state is None else state
+            options["state_dict"] = to_published(state, self.config.to_ling())
         return super().save_pretrained(save_directory, *arguments, **options)
 
     @classmethod
@@ -155,6 +156,11 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
         cls, model: Any, state_dict: Any, checkpoint_files: Any, *arguments: Any, **options: Any
     ) -> Any:
         """Stack the experts on the way from files to `model`; transformers 4.57 has no other place for it."""
+        if __version__.startswith("4.") and "disk" in (options.get("device_map") or {}).values():
+            raise RequestError(
+                f"transformers {__version__} cannot leave parts of Ling on the disk, because experts are stacked while "
+                "they are loaded; use transformers 5, or a device_map or max_memory with room for all of it"
+            )
         if state_dict is None:
             state_dict = {}
             for file in checkpoint_files:
@@ -191,7 +197,7 @@ class LingForCausalLM(PreTrainedModel, GenerationMixin):
         return shift_within(tokens, rows, depth, fill=0)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return at_least_float32(linear(hidden, quantity_of(self.lm_head)))
+        return at_least_float32(self.lm_head(hidden))
 
 
 def _cross_entropies(

@@ -25,8 +25,8 @@ _MODELING_MODULES = (
     "ling.ops.router", "ling.ops.row_order", "ling.ops.mlp", "ling.ops.moe", "ling.ops.attention",
     "ling.ops.cross_entropy", "ling.model.pinned", "ling.model.norm", "ling.model.linear", "ling.model.mlp",
     "ling.model.moe", "ling.model.batch", "ling.model.attention", "ling.model.block", "ling.model.mtp",
-    "ling.model.transformer", "ling.checkpoint.names", "ling.compat.hf.padded", "ling.compat.hf.backbone",
-    "ling.compat.hf.weights", "ling.compat.hf.modeling",
+    "ling.model.transformer", "ling.checkpoint.names", "ling.compat.hf.padded", "ling.compat.hf.offloaded",
+    "ling.compat.hf.backbone", "ling.compat.hf.weights", "ling.compat.hf.modeling",
 )  # fmt: skip
 
 
