@@ -55,6 +55,20 @@ class StepReport:
     """The worst layer's; None without sparse layers."""
     counts: dict[int, Tensor]
 
+    def numbers(self) -> dict[str, float]:
+        """Return what trackers draw, under stable names."""
+        found = {
+            "loss": self.loss, "z_loss": self.z_loss, "grad_norm": self.grad_norm, "lr": self.lr, "tokens": self.tokens,
+            "tokens_per_second": self.tokens / self.step_seconds, "step_seconds": self.step_seconds,
+        }  # fmt: skip
+        for depth, (loss, percent) in enumerate(zip(self.mtp_losses, self.mtp_correct_percent)):
+            found |= {f"mtp/{depth}/loss": loss, f"mtp/{depth}/correct_percent": percent}
+        if self.balance is not None:
+            found |= {f"router/worst/{key}": float(value) for key, value in asdict(self.balance).items()}
+        for layer, counts in self.counts.items():
+            found |= {f"router/{layer}/{key}": float(v) for key, v in asdict(router_telemetry(counts)).items()}
+        return found
+
 
 class Training:
     """A run in a directory: `checkpoints/step_N/` and `metrics.jsonl`.

@@ -20,9 +20,10 @@ _SECTIONS = {"data", "model", "optim", "train"}
 class RunDirectory:
     """Where a run keeps its files. Nothing is written or moved before `begin`."""
 
-    def __init__(self, out: Path, verb: str = "demo", default: Path = DEFAULT_OUT) -> None:
+    def __init__(self, out: Path, verb: str = "demo", default: Path = DEFAULT_OUT, *, first: str = "") -> None:
         self.path = out.resolve()
-        self._verb = verb
+        self._verb = f"{verb} {shlex.quote(first)}" if first else verb
+        """What a person types before the flags."""
         self.begun = False
         """Whether what is in here belongs to this run, rather than to one before it."""
         self._out_flag = "" if out == default else f" --out {shlex.quote(str(out))}"
@@ -62,13 +63,13 @@ class RunDirectory:
                     "or discard it with --restart"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty and not a run of ling {self._verb}; choose another --out")
+            raise ConfigError(f"{self.path} is not empty and not a run of ling; choose another --out")
 
     def begin(self, recipe: "Recipe") -> None:
         """Make room for a new run and write its recipe; a finished one stays beside it as NAME.previous."""
         from ling.config.recipe import recipe_tree
 
-        if self.report.exists():
+        if self.is_finished:
             previous = self.path.with_name(f"{self.path.name}.previous")
             shutil.rmtree(previous, ignore_errors=True)
             self.path.rename(previous)
@@ -85,9 +86,14 @@ class RunDirectory:
             return f"no checkpoint had been written yet; {self.command('--resume')} starts from the beginning"
         return f"continue after step {checkpoint_step(latest)} with {self.command('--resume')}"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run got to its end: a demo to its report, training to its last checkpoint."""
+        return self.report.exists() or (self._verb.startswith("train") and self.final.exists())
+
     def _is_interrupted(self) -> bool:
-        """Whether there are steps in here, of a run that has no report."""
-        if self.report.exists():
+        """Whether there are steps in here, of a run that did not get to its end."""
+        if self.is_finished:
             return False
         return latest_checkpoint(self.checkpoints) is not None or (
             self.metrics.exists() and self.metrics.stat().st_size > 0

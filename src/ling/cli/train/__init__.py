@@ -1,0 +1,1 @@
+"""`ling train`: its directory, its data, its display, what it leaves."""

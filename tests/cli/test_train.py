@@ -1,0 +1,113 @@
+"""`ling train` from the command line: it learns, stops, goes on to the same bits, and leaves what it says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ling.checkpoint import load_model
+from ling.engine.bundled import bundled_directory
+
+SMALL = [
+    f"run.start_from={bundled_directory()}", "run.threads=1", "run.evaluate_every=0", "train.steps=9",
+    "train.tokens_per_step=512", "train.checkpoint_every=3", "train.average_last=0", "optim.warmup_steps=0",
+    "optim.lr=1e-4",
+]  # fmt: skip
+
+
+def lines(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """Return the numbers of a run without its times."""
+    read = [json.loads(line) for line in (directory / name).read_text().splitlines()]
+    return [{key: value for key, value in line.items() if "seconds" not in key} for line in read]
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ling", "train", "pretrain_tiny_cpu", "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("train") / "whole"
+    process = start(out, *SMALL)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
+
+
+def test_a_run_leaves_its_numbers_checkpoints_and_the_model(whole: Path) -> None:
+    assert [line["step"] for line in lines(whole)] == list(range(1, 10))
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["step_000006", "step_000009"]
+    model = load_model(whole / "export", dtype=torch.float32)
+    was = load_model(bundled_directory(), dtype=torch.float32)
+    assert not torch.equal(model.lm_head.weight, was.lm_head.weight)
+    assert lines(whole)[0]["loss"] < 3, "it began with the weights of the checkpoint"
+
+
+def wait_for(out: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not list((out / "checkpoints").glob(f"step_{step:06d}")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    process = start(tmp_path / "cut", *SMALL)
+    wait_for(tmp_path / "cut", 3, process)
+    process.kill()
+    process.communicate()
+    resumed = start(tmp_path / "cut", "--resume")
+    _, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert lines(tmp_path / "cut") == lines(whole)
+    ours, theirs = (load_model(d / "export").state_dict() for d in (tmp_path / "cut", whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = start(tmp_path / "cut", *SMALL, "train.steps=500")
+    wait_for(tmp_path / "cut", 3, process)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.returncode == code, err
+    done = lines(tmp_path / "cut")[-1]["step"]
+    assert f"stopped; continue after step {done} with ling train pretrain_tiny_cpu --resume" in err
+    assert (tmp_path / "cut/checkpoints" / f"step_{done:06d}").is_dir()
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(ling, tmp_path: Path) -> None:
+    result = ling("train", "pretrain_tiny_cpu", "--out", tmp_path / "run", "--dry-run", "optim.lr=5e-4")
+    assert result.code == 0, result.err
+    assert "parameters:  3,692,608" in result.out
+    assert "optim.lr: 0.0005" in result.out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("no_such_recipe", "those in the package: bundled, "),
+        ("pretrain_tiny_cpu run.track=[tensorbored]", "run.track tensorbored is not known; use tensorboard"),
+        ("pretrain_tiny_cpu run.start_from=/nowhere/at/all", "/nowhere/at/all does not exist"),
+        ("pretrain_tiny_cpu run.start_from={model} model.hidden_size=64", "has hidden_size 128, the recipe 64"),
+        ("pretrain_tiny_cpu --resume", "there is no run to resume in"),
+        ("pretrain_tiny_cpu --resume optim.lr=1", "leave the overrides out"),
+    ],
+)
+def test_a_mistake_is_one_line(ling, tmp_path: Path, arguments: str, line: str) -> None:
+    result = ling("train", *arguments.format(model=bundled_directory()).split(), "--out", tmp_path / "run")
+    assert result.code == 2, result.err
+    assert line in result.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
