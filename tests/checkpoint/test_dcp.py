@@ -14,6 +14,7 @@ from ling.checkpoint.convert import to_safetensors
 from ling.checkpoint.dcp import DcpSource, save_dcp
 from ling.checkpoint.layout import MODEL_PREFIX
 from ling.checkpoint.pieces import open_pieces
+from ling.checkpoint.restricted_pickle import read_dcp_metadata
 from ling.checkpoint.save import ExportFormat
 from ling.config import write_published
 from ling.errors import CheckpointError
@@ -160,3 +161,24 @@ except CheckpointError as error:
     assert done.stdout.startswith(f"cannot write {tmp_path / 'step_1'}: "), done.stdout + done.stderr
     assert done.stdout.endswith("; nothing was left there\n")
     assert list(tmp_path.iterdir()) == []
+
+
+class ByName:
+    """Pickles as Python 3.11.0 to 3.11.3 pickle a member of an enum: by a call of `getattr`."""
+
+    def __init__(self, owner: object, name: str) -> None:
+        self.call = (owner, name)
+
+    def __reduce__(self) -> tuple[object, tuple[object, str]]:
+        return getattr, self.call
+
+
+def test_members_of_enums_may_be_asked_for_by_name_and_nothing_else_may() -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    known = Metadata(state_dict_metadata={}, planner_data=ByName(_MEM_FORMAT_ENCODING, "TORCH_CHANNELS_LAST"))
+    assert read_dcp_metadata(pickle.dumps(known), "it").planner_data is _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    for owner, name in ((Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__class__"), (_MEM_FORMAT_ENCODING, "mro")):
+        stranger = Metadata(state_dict_metadata={}, planner_data=ByName(owner, name))
+        with pytest.raises(CheckpointError, match="it is not safe to read: its metadata asks for builtins.getattr"):
+            read_dcp_metadata(pickle.dumps(stranger), "it")

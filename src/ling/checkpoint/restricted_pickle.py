@@ -27,7 +27,16 @@ _RECORDS = (
     "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING",
 )  # fmt: skip
 
+
+def _member(kind: Any, name: Any) -> Any:
+    """Stand for `getattr`, by which Python 3.11.0 to 3.11.3 pickle members of enums; it gives nothing else."""
+    if kind is not dcp_metadata._MEM_FORMAT_ENCODING or name not in kind.__members__:
+        raise CheckpointError("its metadata asks for builtins.getattr, which a checkpoint has no use for")
+    return kind[name]
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
+    ("builtins", "getattr"): _member,
     **{(dcp_metadata.__name__, name): getattr(dcp_metadata, name) for name in _RECORDS},
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
     ("torch", "Size"): torch.Size,

@@ -63,7 +63,9 @@ class RunDirectory:
                     "or discard it with --restart"
                 )
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty and not a run of ling; choose another --out")
+            raise ConfigError(
+                f"{self.path} is not empty and not a run of ling {self._verb.split()[0]}; choose another --out"
+            )
 
     def begin(self, recipe: "Recipe") -> None:
         """Make room for a new run and write its recipe; a finished one stays beside it as NAME.previous."""
