@@ -180,5 +180,5 @@ def test_members_of_enums_may_be_asked_for_by_name_and_nothing_else_may() -> Non
     assert read_dcp_metadata(pickle.dumps(known), "it").planner_data is _MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
     for owner, name in ((Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__class__"), (_MEM_FORMAT_ENCODING, "mro")):
         stranger = Metadata(state_dict_metadata={}, planner_data=ByName(owner, name))
-        with pytest.raises(CheckpointError, match="it is not safe to read: its metadata asks for builtins.getattr"):
+        with pytest.raises(CheckpointError, match=r"it is not safe to read: its metadata asks for builtins\.getattr"):
             read_dcp_metadata(pickle.dumps(stranger), "it")
