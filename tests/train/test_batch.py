@@ -27,3 +27,13 @@ def test_without_mtp_there_is_nothing_ahead() -> None:
     batch = build_batch([[1, 2]], [[True, True]], 0)
     assert batch.mtp_labels.shape == (0, 2)
     assert batch.attention.mtp_ids is None
+
+
+def test_a_batch_moves_with_everything_in_it() -> None:
+    batch = build_batch([[1, 2, 3], [4, 5]], [[True] * 3, [True] * 2], 1)
+    assert batch.to("cpu") is batch
+    moved = batch.to("meta")
+    tensors = (moved.tokens, moved.positions, moved.labels, moved.mtp_labels, moved.attention.mtp_ids)
+    assert {tensor.device.type for tensor in tensors if tensor is not None} == {"meta"}
+    assert moved.attention.rows.lengths == (3, 2)
+    assert moved.attention.rows.device.type == "meta"

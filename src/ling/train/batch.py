@@ -26,6 +26,21 @@ class TrainBatch:
     mtp_labels: Tensor
     attention: PackedBatch
 
+    def to(self, device: torch.device | str) -> "TrainBatch":
+        """Return the same batch on `device`; this one if it is there already."""
+        if self.tokens.device == torch.device(device):
+            return self
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        batch = self.attention
+        ahead = None if batch.mtp_ids is None else moved(batch.mtp_ids)
+        return TrainBatch(
+            moved(self.tokens), moved(self.positions), moved(self.labels), moved(self.mtp_labels),
+            PackedBatch(Ragged(batch.rows.lengths, device), ahead),
+        )  # fmt: skip
+
 
 def build_batch(documents: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], mtp_depth: int) -> TrainBatch:
     """Pack documents.

@@ -75,7 +75,7 @@ class Training:
 
     read_batch  gives the batch of a step, counted from 0; the same one every time it is asked
     finish      adds files (the tokenizer) to each checkpoint
-    model       weights to begin with; None: new ones
+    model       weights to begin with, on the device to train on; None: new ones, on the CPU
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Training:
         self.finish = finish
         if model is None:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
+        self.device = model.model.norm.weight.device
         self.state = TrainState(model, build_adamw(model, recipe.optim))
         self.stopwatch = Stopwatch()
 
@@ -167,7 +168,7 @@ class Training:
 
     def _step(self) -> StepReport:
         start = time.perf_counter()
-        batch = self.read_batch(self.state.step)
+        batch = self.read_batch(self.state.step).to(self.device)
         result = train_step(self.state.model, self.state.optimizer, batch, self.recipe, self.state.step)
         self.state.step += 1
         seconds = time.perf_counter() - start

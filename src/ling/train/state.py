@@ -54,7 +54,7 @@ class TrainState:
         named: dict[str, Tensor] = {}
         for name, parameter in self.model.named_parameters():
             moments = {
-                "step": torch.zeros((), dtype=torch.float32),
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # where fused AdamW has it
                 "exp_avg": torch.zeros_like(parameter),
                 "exp_avg_sq": torch.zeros_like(parameter),
             }

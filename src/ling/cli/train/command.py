@@ -89,6 +89,7 @@ def _run(recipe: "Recipe", run: RunDirectory, source: "PieceSource | None", *, r
         with console.status(f"reading {source.kind} {source.directory}"):
             for note in load_start(model, source):
                 console.print(f"note: {note}")
+    model.to(_device(recipe))
     data = open_data(recipe, run.tokenizer if resume else None, source)
     if not resume:
         run.begin(recipe)
@@ -118,6 +119,16 @@ def _run(recipe: "Recipe", run: RunDirectory, source: "PieceSource | None", *, r
         print(run.export)
     else:
         print(run.final)
+
+
+def _device(recipe: "Recipe") -> str:
+    import torch
+
+    if recipe.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device=cuda, but torch finds no GPU here; use run.device=cpu or auto")
+    if recipe.run.device != "auto":
+        return recipe.run.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _is_due(step: int, every: int) -> bool:
