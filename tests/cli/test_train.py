@@ -1,5 +1,6 @@
 """`ling train` from the command line: it learns, stops, goes on to the same bits, and leaves what it says."""
 
+import gzip
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from ling.engine.bundled import bundled_directory
 SMALL = [
     f"run.start_from={bundled_directory()}", "run.threads=1", "run.evaluate_every=0", "train.steps=9",
     "train.tokens_per_step=512", "train.checkpoint_every=3", "train.average_last=0", "optim.warmup_steps=0",
-    "optim.lr=1e-4",
+    "optim.lr=1e-4", "run.profile_from=2", "run.profile_steps=1", "run.export_every=4",
 ]  # fmt: skip
 
 
@@ -50,6 +51,9 @@ def test_a_run_leaves_its_numbers_checkpoints_and_the_model(whole: Path) -> None
     model = load_model(whole / "export", dtype=torch.float32)
     was = load_model(bundled_directory(), dtype=torch.float32)
     assert not torch.equal(model.lm_head.weight, was.lm_head.weight)
+    trace = json.loads(gzip.decompress((whole / "profile/steps_2_to_2.json.gz").read_bytes()))
+    assert any("grouped_mm" in event.get("name", "") for event in trace["traceEvents"])
+    assert sorted(p.name for p in (whole / "exports").iterdir()) == ["step_000004", "step_000008"]
     assert lines(whole)[0]["loss"] < 3, "it began with the weights of the checkpoint"
 
 

@@ -646,7 +646,8 @@ def test_everything_beside_a_mended_tensor_keeps_its_bytes(fp8: Path) -> None:
 
 
 def test_an_mtp_layer_alone_is_sound(bf16: Path, tmp_path: Path) -> None:
-    mtp_to_safetensors(open_pieces(bf16), tmp_path / "alone", ExportFormat(precision="bfloat16"))
+    with mtp_to_safetensors(open_pieces(bf16), tmp_path / "alone", ExportFormat(precision="bfloat16")):
+        pass
     assert serious(tmp_path / "alone") == []
 
 

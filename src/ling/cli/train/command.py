@@ -15,7 +15,7 @@ from ling.errors import ConfigError
 if TYPE_CHECKING:
     from ling.checkpoint.pieces import PieceSource
     from ling.config.recipe import Recipe
-    from ling.train.loop import StepReport, Training
+    from ling.train.loop import StepReport
 
 DEFAULT_OUT = Path("runs/train")
 
@@ -72,9 +72,14 @@ def _resolve(recipe: str, overrides: list[str]) -> "tuple[Recipe, PieceSource | 
 def _run(recipe: "Recipe", run: RunDirectory, source: "PieceSource | None", *, resume: bool) -> None:
     import torch
 
+    from ling.checkpoint import save_model
+    from ling.checkpoint.convert import to_safetensors
+    from ling.checkpoint.pieces import open_pieces
+    from ling.checkpoint.save import ExportFormat
     from ling.cli.train.data import open_data
     from ling.cli.train.display import Display
     from ling.cli.train.evaluate import Evaluation
+    from ling.cli.train.profile import Profile
     from ling.model import CausalLM, init_weights
     from ling.train.loop import Training
     from ling.train.start import load_start
@@ -97,12 +102,15 @@ def _run(recipe: "Recipe", run: RunDirectory, source: "PieceSource | None", *, r
     training = Training(recipe, run.path, data.read_batch, data.add_tokenizer, model)
     if resume and (done := training.resume()):
         console.print(f"continuing after step {done}")
-    evaluation = Evaluation(recipe, run.path, data, training)
+    evaluation, profile = Evaluation(recipe, run.path, data, training), Profile(recipe.run, run.path)
+    profile.between(training.state.step)
     with Display(console, recipe, training.state.step) as display:
         recent: deque[StepReport] = deque(maxlen=display.SMOOTHED_STEPS)
         for report in training.run():
             recent.append(report)
             display.show(recent)
+            if (trace := profile.between(report.step)) is not None:
+                display.say(f"profile: {trace}")
             numbers = report.numbers()
             if _is_due(report.step, recipe.run.evaluate_every):
                 numbers |= evaluation.run(report.step)
@@ -110,12 +118,17 @@ def _run(recipe: "Recipe", run: RunDirectory, source: "PieceSource | None", *, r
             for tracker in trackers:
                 tracker.log(report.step, numbers)
             if _is_due(report.step, recipe.run.export_every):
-                _export(training, run.path / "exports" / f"step_{report.step:06d}")
+                save_model(
+                    model, run.path / "exports" / f"step_{report.step:06d}", overwrite=True,
+                    export=ExportFormat(precision=recipe.model.torch_dtype), finish=data.tokenizer.save,
+                )  # fmt: skip
+    profile.end()
     for tracker in trackers:
         tracker.close()
     training.save_final(run.final)
     if recipe.run.export_last:
-        _export(training, run.export, final=run.final)
+        precision = ExportFormat(precision=recipe.model.torch_dtype)
+        to_safetensors(open_pieces(run.final), run.export, precision, overwrite=True)
         print(run.export)
     else:
         print(run.final)
@@ -133,13 +146,3 @@ def _device(recipe: "Recipe") -> str:
 
 def _is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-def _export(training: "Training", target: Path, final: Path | None = None) -> None:
-    """Write the model as a Hugging Face directory: out of the checkpoint `final`, or as it is now."""
-    from ling.checkpoint.convert import to_safetensors
-    from ling.checkpoint.pieces import open_pieces
-    from ling.checkpoint.save import ExportFormat
-
-    precision = ExportFormat(precision=training.recipe.model.torch_dtype)
-    to_safetensors(open_pieces(final or training.save()), target, precision, overwrite=True)
