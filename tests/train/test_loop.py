@@ -26,11 +26,11 @@ def recipe(*more: str) -> Recipe:
     return load_recipe(preset_name="tiny", overrides=[*OVERRIDES, *more])
 
 
-def read_batch(step: int) -> TrainBatch:
+def read_batches(step: int) -> list[TrainBatch]:
     """Counting upwards from a random token: learnable in a few steps."""
     draw = random.Random(step)
     documents = [[(start + i) % 100 + 10 for i in range(24)] for start in draw.sample(range(100), 8)]
-    return build_batch(documents, [[True] * 24] * 8, 1)
+    return [build_batch(documents, [[True] * 24] * 8, 1)]
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
@@ -38,7 +38,7 @@ def weights(training: Training) -> dict[str, torch.Tensor]:
 
 
 def run(directory: Path, *more: str) -> tuple[Training, list[float]]:
-    training = Training(recipe(*more), directory, read_batch)
+    training = Training(recipe(*more), directory, read_batches)
     return training, [report.loss for report in training.run()]
 
 
@@ -51,12 +51,12 @@ def test_the_loss_falls(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop_after", [1, 5, 8, 11])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     whole, losses = run(tmp_path / "whole")
-    interrupted = Training(recipe(), tmp_path / "cut", read_batch)
+    interrupted = Training(recipe(), tmp_path / "cut", read_batches)
     reports = interrupted.run()
     for _ in range(stop_after):
         next(reports)
     reports.close()
-    resumed = Training(recipe(), tmp_path / "cut", read_batch)
+    resumed = Training(recipe(), tmp_path / "cut", read_batches)
     assert resumed.resume() == stop_after
     rest = [report.loss for report in resumed.run()]
     assert rest == losses[stop_after:]
@@ -68,10 +68,10 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_step_end_and_leaves_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
-    def interrupting(step: int) -> TrainBatch:
+    def interrupting(step: int) -> list[TrainBatch]:
         if step == 7:
             signal.raise_signal(number)
-        return read_batch(step)
+        return read_batches(step)
 
     before = signal.getsignal(number)
     whole, losses = run(tmp_path / "whole")
@@ -79,7 +79,7 @@ def test_a_signal_lets_the_step_end_and_leaves_a_checkpoint(tmp_path: Path, numb
     with pytest.raises(KeyboardInterrupt):
         list(training.run())
     assert signal.getsignal(number) is before
-    resumed = Training(recipe(), tmp_path / "cut", read_batch)
+    resumed = Training(recipe(), tmp_path / "cut", read_batches)
     assert resumed.resume() == 8
     assert [report.loss for report in resumed.run()] == losses[8:]
     assert all(torch.equal(weights(resumed)[name], value) for name, value in weights(whole).items())
@@ -88,22 +88,22 @@ def test_a_signal_lets_the_step_end_and_leaves_a_checkpoint(tmp_path: Path, numb
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
-    def interrupting(step: int) -> TrainBatch:
+    def interrupting(step: int) -> list[TrainBatch]:
         if step == 7:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
-        return read_batch(step)
+        return read_batches(step)
 
     try:
         with pytest.raises(KeyboardInterrupt):
             list(Training(recipe(), tmp_path, interrupting).run())
     finally:
         signal.signal(signal.SIGINT, before)
-    assert Training(recipe(), tmp_path, read_batch).resume() == 5
+    assert Training(recipe(), tmp_path, read_batches).resume() == 5
 
 
 def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> None:
-    training = Training(recipe(), tmp_path, read_batch)
+    training = Training(recipe(), tmp_path, read_batches)
     reports = training.run()
     for _ in range(8):
         next(reports)
@@ -111,7 +111,7 @@ def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> Non
     del reports
     for late in (tmp_path / "checkpoints").glob("step_000008"):
         late.rename(tmp_path / "lost")
-    resumed = Training(recipe(), tmp_path, read_batch)
+    resumed = Training(recipe(), tmp_path, read_batches)
     assert resumed.resume() == 5
     list(resumed.run())
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -120,7 +120,7 @@ def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> Non
 
 def test_metrics_of_a_run_without_a_checkpoint_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
-    training = Training(recipe("train.steps=6"), tmp_path, read_batch)
+    training = Training(recipe("train.steps=6"), tmp_path, read_batches)
     assert training.resume() == 0
     list(training.run())
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -130,7 +130,7 @@ def test_metrics_of_a_run_without_a_checkpoint_are_dropped(tmp_path: Path) -> No
 def test_lost_metrics_are_announced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path, "train.steps=6")
     (tmp_path / "metrics.jsonl").unlink()
-    assert Training(recipe("train.steps=6"), tmp_path, read_batch).resume() == 6
+    assert Training(recipe("train.steps=6"), tmp_path, read_batches).resume() == 6
     assert "metrics.jsonl holds only 0 of the 6 steps done" in caplog.messages[-1]
 
 
@@ -139,11 +139,11 @@ def test_damaged_facts_name_their_file(tmp_path: Path, facts: dict) -> None:
     run(tmp_path, "train.steps=6")
     (tmp_path / "checkpoints/step_000006/training.json").write_text(json.dumps(facts), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"step_000006/training\.json has (step|snapshots|seconds) = "):
-        Training(recipe("train.steps=6"), tmp_path, read_batch).resume()
+        Training(recipe("train.steps=6"), tmp_path, read_batches).resume()
 
 
 def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    training = Training(recipe(), tmp_path, read_batch)
+    training = Training(recipe(), tmp_path, read_batches)
     reports = training.run()
     for _ in range(7):
         next(reports)
@@ -155,8 +155,8 @@ def test_a_run_that_diverges_stops_and_leaves_the_last_good_checkpoint(tmp_path:
 
 
 def test_a_dense_model_trains(tmp_path: Path) -> None:
-    def read_dense_batch(step: int) -> TrainBatch:
-        return build_batch([list(range(20, 40))], [[True] * 20], 0)
+    def read_dense_batch(step: int) -> list[TrainBatch]:
+        return [build_batch([list(range(20, 40))], [[True] * 20], 0)]
 
     dense = recipe("model.first_k_dense_replace=3", "model.num_nextn_predict_layers=0", "train.steps=6")
     reports = list(Training(dense, tmp_path, read_dense_batch).run())
@@ -171,7 +171,7 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
 
 
 def test_the_newest_checkpoints_stay_beyond_a_million_steps(tmp_path: Path) -> None:
-    training = Training(recipe(), tmp_path, read_batch)
+    training = Training(recipe(), tmp_path, read_batches)
     for training.state.step in (999_999, 1_000_000, 1_000_001):
         training.save()
     assert [p.name for p in list_checkpoints(training.checkpoints)] == ["step_1000000", "step_1000001"]
@@ -180,7 +180,7 @@ def test_the_newest_checkpoints_stay_beyond_a_million_steps(tmp_path: Path) -> N
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(CheckpointError, match="the checkpoint is of another model"):
-        Training(recipe("model.hidden_size=32"), tmp_path, read_batch).resume()
+        Training(recipe("model.hidden_size=32"), tmp_path, read_batches).resume()
 
 
 def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -192,10 +192,10 @@ def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path, caplo
 
 def test_the_time_of_checkpoints_counts_also_after_resuming(tmp_path: Path) -> None:
     limited = recipe("train.max_minutes=0.005", "train.checkpoint_every=1")  # 300 ms
-    training = Training(limited, tmp_path, read_batch, finish=lambda directory: time.sleep(0.35))
+    training = Training(limited, tmp_path, read_batches, finish=lambda directory: time.sleep(0.35))
     assert len(list(training.run())) == 1
     assert training.seconds > 0.35
-    resumed = Training(limited, tmp_path, read_batch)
+    resumed = Training(limited, tmp_path, read_batches)
     assert resumed.resume() == 1
     assert resumed.seconds > 0.35
     assert list(resumed.run()) == []
@@ -204,7 +204,7 @@ def test_the_time_of_checkpoints_counts_also_after_resuming(tmp_path: Path) -> N
 def test_the_last_snapshots_are_averaged(tmp_path: Path) -> None:
     assert [s for s in range(1, 13) if is_snapshot_step(s, recipe().train)] == [9, 12]
     taken: list[dict[str, torch.Tensor]] = []
-    training = Training(recipe(), tmp_path, read_batch)
+    training = Training(recipe(), tmp_path, read_batches)
     for report in training.run():
         if report.step in (9, 12):
             taken.append(weights(training))

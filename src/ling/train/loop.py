@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -73,22 +73,22 @@ class StepReport:
 class Training:
     """A run in a directory: `checkpoints/step_N/` and `metrics.jsonl`.
 
-    read_batch  gives the batch of a step, counted from 0; the same one every time it is asked
-    finish      adds files (the tokenizer) to each checkpoint
-    model       weights to begin with, on the device to train on; None: new ones, on the CPU
+    read_batches  gives the microbatches of a step, counted from 0; the same ones every time it is asked
+    finish        adds files (the tokenizer) to each checkpoint
+    model         weights to begin with, on the device to train on; None: new ones, on the CPU
     """
 
     def __init__(
         self,
         recipe: Recipe,
         directory: Path,
-        read_batch: Callable[[int], TrainBatch],
+        read_batches: Callable[[int], Sequence[TrainBatch]],
         finish: Callable[[Path], None] | None = None,
         model: CausalLM | None = None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
-        self.read_batch = read_batch
+        self.read_batches = read_batches
         self.finish = finish
         if model is None:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
@@ -168,8 +168,8 @@ class Training:
 
     def _step(self) -> StepReport:
         start = time.perf_counter()
-        batch = self.read_batch(self.state.step).to(self.device)
-        result = train_step(self.state.model, self.state.optimizer, batch, self.recipe, self.state.step)
+        batches = [batch.to(self.device) for batch in self.read_batches(self.state.step)]
+        result = train_step(self.state.model, self.state.optimizer, batches, self.recipe, self.state.step)
         self.state.step += 1
         seconds = time.perf_counter() - start
         if is_snapshot_step(self.state.step, self.recipe.train, self.seconds):
@@ -182,7 +182,7 @@ class Training:
             z_loss=float(result.losses.z_loss),
             grad_norm=float(result.grad_norm),
             lr=result.lr,
-            tokens=len(batch.tokens),
+            tokens=sum(len(batch.tokens) for batch in batches),
             step_seconds=seconds,
             balance=worst({layer: router_telemetry(c) for layer, c in result.counts.items()}),
             counts=result.counts,

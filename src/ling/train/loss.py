@@ -5,6 +5,7 @@
 Each cross-entropy is the mean over its own slots that count (spec: model.md 6 and 7). Balance needs no loss.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,10 +13,32 @@ from torch import Tensor
 
 from ling.model import CausalLM, ModelOutput
 from ling.ops.cross_entropy import IGNORE, linear_cross_entropy
+from ling.train.batch import TrainBatch
+
+
+class LossCounts(NamedTuple):
+    """What the sums of a whole step are divided by: the same for each of its microbatches, known before the first."""
+
+    main: int
+    """Slots that learn the next token."""
+    mtp: tuple[int, ...]
+    """Per depth, slots that learn the token further ahead."""
+    tokens: int
+    """All of them: the routers' z-loss is a mean over every token."""
+
+    @classmethod
+    def of(cls, batches: Sequence[TrainBatch]) -> "LossCounts":
+        """Count the slots of a step's microbatches."""
+        mtp = [(batch.mtp_labels != IGNORE).sum(1).tolist() for batch in batches]
+        return cls(
+            main=sum(int((batch.labels != IGNORE).sum()) for batch in batches),
+            mtp=tuple(map(sum, zip(*mtp))),
+            tokens=sum(len(batch.tokens) for batch in batches),
+        )
 
 
 class Losses(NamedTuple):
-    """Losses of one microbatch; `total` is what is differentiated, the rest is detached."""
+    """Losses of one microbatch, its part of the step's; `total` is what is differentiated, the rest is detached."""
 
     total: Tensor
     main: Tensor
@@ -31,23 +54,33 @@ class Losses(NamedTuple):
 
 
 def compute_loss(
-    model: CausalLM, output: ModelOutput, labels: Tensor, mtp_labels: Tensor, *, router_z_loss: float = 0.0
+    model: CausalLM,
+    output: ModelOutput,
+    labels: Tensor,
+    mtp_labels: Tensor,
+    *,
+    router_z_loss: float = 0.0,
+    counts: LossCounts | None = None,
 ) -> Losses:
-    """Compose the loss of one microbatch from the model's output; labels as in `TrainBatch`."""
+    """Compose the loss of one microbatch from the model's output; labels as in `TrainBatch`.
+
+    counts  of the step it belongs to, so that the losses of its microbatches add up to the step's; None: it is alone
+    """
     head = model.head_weight
     main = linear_cross_entropy(output.hidden, head, labels)
     num_learnt = (labels != IGNORE).sum()
-    total = main.total / num_learnt.clamp_min(1)
+    total = main.total / (num_learnt.clamp_min(1) if counts is None else max(counts.main, 1))
     losses, correct = [], []
-    for hidden, wanted in zip(output.mtp_hidden, mtp_labels):
+    for depth, (hidden, wanted) in enumerate(zip(output.mtp_hidden, mtp_labels)):
         ahead = linear_cross_entropy(hidden, head, wanted)
-        count = (wanted != IGNORE).sum().clamp_min(1)
+        count = (wanted != IGNORE).sum().clamp_min(1) if counts is None else max(counts.mtp[depth], 1)
         losses.append(ahead.total / count)
         correct.append(ahead.correct.sum() / count)
     main_loss = total.detach()
     if losses:
         total = total + model.config.mtp_loss_scaling_factor * torch.stack(losses).sum()
-    z_losses = [routing.logits.logsumexp(1).square().mean() for routing in output.routings.values()]
+    share = 1.0 if counts is None else len(labels) / counts.tokens
+    z_losses = [routing.logits.logsumexp(1).square().mean() * share for routing in output.routings.values()]
     if router_z_loss and z_losses:
         total = total + router_z_loss * torch.stack(z_losses).sum()
     return Losses(
@@ -58,3 +91,18 @@ def compute_loss(
         z_loss=torch.stack(z_losses).mean().detach() if z_losses else torch.zeros(()),
         num_learnt=num_learnt,
     )
+
+
+def add_losses(parts: Sequence[Losses]) -> Losses:
+    """Add the losses of a step's microbatches up."""
+    first, *rest = parts
+    for part in rest:
+        first = Losses(
+            total=first.total + part.total,
+            main=first.main + part.main,
+            mtp=tuple(a + b for a, b in zip(first.mtp, part.mtp)),
+            mtp_correct_fraction=tuple(a + b for a, b in zip(first.mtp_correct_fraction, part.mtp_correct_fraction)),
+            z_loss=first.z_loss + part.z_loss,
+            num_learnt=first.num_learnt + part.num_learnt,
+        )
+    return first

@@ -1,5 +1,6 @@
 """One optimizer update."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from ling.optim.adamw import set_lr
 from ling.optim.expert_bias import update_expert_biases
 from ling.optim.schedule import lr_at
 from ling.train.batch import TrainBatch
-from ling.train.loss import Losses, compute_loss
+from ling.train.loss import LossCounts, Losses, add_losses, compute_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +29,28 @@ class StepResult:
 
 
 def train_step(
-    model: CausalLM, optimizer: torch.optim.Optimizer, batch: TrainBatch, recipe: Recipe, step: int
+    model: CausalLM, optimizer: torch.optim.Optimizer, batches: Sequence[TrainBatch], recipe: Recipe, step: int
 ) -> StepResult:
-    """Apply update `step`, counted from 0: forward, backward, clip, AdamW, expert biases.
+    """Apply update `step`, counted from 0: forward and backward of each microbatch, clip, AdamW, expert biases.
+
+    The gradient is that of one loss over all microbatches, however the step is cut into them.
 
     Raises TrainingError, with the weights as they were, if the loss or the gradient is not finite.
     """
     optim = recipe.optim
-    output = model(batch.tokens, batch.positions, batch.attention)
-    losses = compute_loss(model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss)
-    losses.total.backward()
+    parts: list[Losses] = []
+    counts: dict[int, Tensor] = {}
+    whole = LossCounts.of(batches) if len(batches) > 1 else None
+    for batch in batches:
+        output = model(batch.tokens, batch.positions, batch.attention)
+        part = compute_loss(
+            model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss, counts=whole
+        )
+        part.total.backward()
+        parts.append(part._replace(total=part.total.detach()))
+        for layer, routing in output.routings.items():
+            counts[layer] = counts[layer] + routing.counts if layer in counts else routing.counts
+    losses = add_losses(parts)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
     if not (losses.total.isfinite() and norm.isfinite()):
         raise TrainingError(
@@ -48,6 +61,5 @@ def train_step(
     set_lr(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    counts = {layer: routing.counts for layer, routing in output.routings.items()}
     update_expert_biases(model, counts, optim.expert_bias_update_rate)
-    return StepResult(losses._replace(total=losses.total.detach()), norm, counts, lr)
+    return StepResult(losses, norm, counts, lr)

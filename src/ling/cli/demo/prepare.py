@@ -29,10 +29,10 @@ class Prepared:
     training_books: list[str]
     heldout_books: list[str]
 
-    def read_batch(self, step: int) -> TrainBatch:
+    def read_batches(self, step: int) -> list[TrainBatch]:
         documents = self.mix.documents(step)
         depth = self.mix.recipe.model.num_nextn_predict_layers
-        return build_batch([d.tokens for d in documents], [d.learnt for d in documents], depth)
+        return [build_batch([d.tokens for d in documents], [d.learnt for d in documents], depth)]
 
     def keep_tokenizer(self, directory: Path) -> None:
         """Write the tokenizer for later parts of the run, unless it was read from there."""
@@ -57,7 +57,7 @@ def prepare(recipe: Recipe, tokenizer_directory: Path | None) -> Prepared:
         tokenizer = _train_tokenizer(recipe, training)
     _check_special_ids(recipe.model, tokenizer)
     prepared = Prepared(tokenizer, Mix(recipe, BookTokens(training, tokenizer), tokenizer), training, heldout)
-    prepared.read_batch(0)
+    prepared.read_batches(0)
     return prepared
 
 

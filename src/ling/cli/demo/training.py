@@ -20,7 +20,7 @@ def train(recipe: Recipe, out: Path, prepared: Prepared, console: Console, *, re
     def add_tokenizer(directory: Path) -> None:
         prepared.tokenizer.save(directory / TOKENIZER_DIRECTORY)
 
-    training = Training(recipe, out, prepared.read_batch, add_tokenizer)
+    training = Training(recipe, out, prepared.read_batches, add_tokenizer)
     done = training.resume() if resume else 0
     if done:
         console.print(f"continuing after step {done}")

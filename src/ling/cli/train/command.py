@@ -99,7 +99,7 @@ def _run(recipe: "Recipe", run: RunDirectory, source: "PieceSource | None", *, r
     if not resume:
         run.begin(recipe)
     data.keep_tokenizer(run.tokenizer)
-    training = Training(recipe, run.path, data.read_batch, data.add_tokenizer, model)
+    training = Training(recipe, run.path, data.read_batches, data.add_tokenizer, model)
     if resume and (done := training.resume()):
         console.print(f"continuing after step {done}")
     evaluation, profile = Evaluation(recipe, run.path, data, training), Profile(recipe.run, run.path)

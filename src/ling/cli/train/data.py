@@ -20,8 +20,8 @@ class BuiltIn:
         self.tokenizer = prepared.tokenizer
         self.heldout = prepared.heldout_books
 
-    def read_batch(self, step: int) -> TrainBatch:
-        return self.prepared.read_batch(step)
+    def read_batches(self, step: int) -> list[TrainBatch]:
+        return self.prepared.read_batches(step)
 
     def keep_tokenizer(self, directory: Path) -> None:
         self.prepared.keep_tokenizer(directory)
