@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ling.config.training import OptimConfig
+from ling.errors import ConfigError
 from ling.optim.adamw import build_adamw
 from ling.optim.expert_bias import step_bias_, update_expert_biases
 from ling.optim.schedule import lr_at
@@ -53,5 +54,40 @@ def test_norms_and_biases_do_not_decay_and_every_parameter_is_in_one_group() -> 
 
 def test_the_learning_rate_warms_up_and_stays() -> None:
     optim = OptimConfig(lr=1.0, warmup_steps=4)
-    assert [lr_at(step, optim) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert lr_at(0, OptimConfig(lr=1.0, warmup_steps=0)) == 1.0
+    assert [lr_at(step, optim, 6) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert lr_at(0, OptimConfig(lr=1.0, warmup_steps=0), 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"schedule": "linear"}, [0.5, 1.0, 0.775, 0.55, 0.325, 0.1]),
+        ({"schedule": "cosine"}, [0.5, 1.0, 0.8682, 0.55, 0.2318, 0.1]),
+        ({"schedule": "wsd", "decay_steps": 2}, [0.5, 1.0, 1.0, 1.0, 0.55, 0.1]),
+        ({"schedule": "wsd", "decay_steps": 2, "decay": "1-sqrt"}, [0.5, 1.0, 1.0, 1.0, 0.3636, 0.1]),
+        ({"schedule": "wsd", "decay_steps": 6, "decay": "cosine"}, [0.5, 1.0, 0.55, 0.325, 0.1603, 0.1]),
+    ],
+)
+def test_a_rate_falls_to_its_end_at_the_last_step(changes: dict, expected: list[float]) -> None:
+    optim = OptimConfig(lr=1.0, warmup_steps=2, end_lr=0.1, **changes)
+    assert [lr_at(step, optim, 6) for step in range(6)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_published_schedule() -> None:
+    """spec training.md 2: 3e-5 to 3e-6, a cosine over 2,000 steps without warm-up."""
+    optim = OptimConfig(lr=3e-5, end_lr=3e-6, warmup_steps=0, schedule="cosine")
+    rates = [lr_at(step, optim, 2000) for step in (0, 999, 1999)]
+    assert rates == pytest.approx([3e-5, 1.65e-5, 3e-6], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"end_lr": 1.0, "lr": 0.5}, "optim.end_lr 1 is above optim.lr 0.5"),
+        ({"schedule": "wsd"}, "decay_steps and optim.schedule=wsd go together"),
+        ({"decay_steps": 5}, "decay_steps and optim.schedule=wsd go together"),
+    ],
+)
+def test_a_schedule_that_contradicts_itself_is_refused(changes: dict, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        OptimConfig(**changes)

@@ -24,6 +24,14 @@ def check_recipe(recipe: "Recipe") -> None:
             f"data.max_document_tokens {longest} does not fit into train.tokens_per_step "
             f"{recipe.train.tokens_per_step}; lower the first or raise the second"
         )
+    optim, steps = recipe.optim, recipe.train.steps
+    if optim.decay_steps > steps:
+        raise ConfigError(f"optim.decay_steps {optim.decay_steps} is more than train.steps {steps}")
+    if optim.schedule != "constant" and recipe.train.average_last:
+        raise ConfigError(
+            f"optim.schedule {optim.schedule} and train.average_last {recipe.train.average_last} would decay twice; "
+            "set one of them to constant, or to 0"
+        )
     span = recipe.train.average_last * recipe.train.average_every
     if span > recipe.train.steps:
         raise ConfigError(

@@ -1,6 +1,7 @@
 """The sections of a recipe beside the model: data, optimizer, loop."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ling.config.fields import check_fields
 from ling.errors import ConfigError
@@ -36,11 +37,20 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """AdamW and the expert-bias rule. The learning rate stays constant after warm-up (averaging replaces decay)."""
+    """AdamW, the expert-bias rule, and the learning rate: constant after warm-up unless a schedule is chosen."""
 
     lr: float = 3e-4
     """Peak learning rate, reached after `warmup_steps`."""
     warmup_steps: int = 2000
+    schedule: Literal["constant", "wsd", "cosine", "linear"] = "constant"
+    """After warm-up: constant (averaging snapshots replaces a decay); wsd, constant and a decay at the end (warm-up,
+    stable, decay); or falling from warm-up to the last step."""
+    end_lr: float = 0.0
+    """Learning rate of the last step, where it falls."""
+    decay_steps: int = 0
+    """Of wsd: steps of the decay."""
+    decay: Literal["linear", "cosine", "1-sqrt"] = "linear"
+    """Of wsd: its form."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -63,6 +73,8 @@ class OptimConfig:
                 raise ConfigError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
         for name in (
             "warmup_steps",
+            "end_lr",
+            "decay_steps",
             "weight_decay",
             "clip_grad_norm",
             "expert_bias_update_rate",
@@ -70,6 +82,10 @@ class OptimConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        if self.end_lr > self.lr:
+            raise ConfigError(f"optim.end_lr {self.end_lr:g} is above optim.lr {self.lr:g}")
+        if (self.schedule == "wsd") != bool(self.decay_steps):
+            raise ConfigError("optim.decay_steps and optim.schedule=wsd go together; set both, or neither")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

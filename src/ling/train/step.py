@@ -57,7 +57,7 @@ def train_step(
             f"training diverges: at step {step + 1} the loss is {losses.total.item():g} and the gradient norm "
             f"{norm.item():g}; begin again with optim.lr below {optim.lr:g}"
         )
-    lr = lr_at(step, optim)
+    lr = lr_at(step, optim, recipe.train.steps)
     set_lr(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
