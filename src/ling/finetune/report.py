@@ -7,6 +7,8 @@ from typing import Any
 
 MOST_LISTED = 100_000
 """So many skipped records are listed one by one; beyond, they are only counted."""
+_NUMBERS = ("read", "kept", "heldout", "tokens", "learnt_tokens", "longest_tokens")
+_COUNTERS = ("reasons", "notes", "ignored_keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,11 @@ class Report:
 
     def tree(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+        tree = {name: getattr(self, name) for name in _NUMBERS}
+        tree |= {name: dict(getattr(self, name)) for name in _COUNTERS}
+        return {**tree, "skipped": [dataclasses.asdict(one) for one in self.skipped]}
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any]) -> "Report":
-        counters = {name: Counter(tree[name]) for name in ("reasons", "notes", "ignored_keys")}
+        counters = {name: Counter(tree[name]) for name in _COUNTERS}
         return cls(**(tree | counters | {"skipped": [Skipped(**one) for one in tree["skipped"]]}))
