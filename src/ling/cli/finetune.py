@@ -101,7 +101,7 @@ def _print_report(report: "Report", sequences: "ChatSequences", show: int) -> No
     out = Console(highlight=False, soft_wrap=True)
 
     def line(text: str) -> None:
-        out.print(text, markup=False)
+        out.print(_printable(text), markup=False)
 
     learnt = 100 * report.learnt_tokens / report.tokens
     line(
@@ -137,13 +137,18 @@ def _print_samples(prepared: "Prepared", tokenizer: "Tokenizer", count: int) -> 
         start = 0
         for end in range(1, len(document.tokens) + 1):
             if end == len(document.tokens) or document.learnt[end] != document.learnt[start]:
-                piece = tokenizer.decode(document.tokens[start:end])
+                piece = _printable(tokenizer.decode(document.tokens[start:end]))
                 if document.learnt[start]:
                     text.append(piece if out.is_terminal else f">>>{piece}<<<", "bold green")
                 else:
                     text.append(piece, "dim")
                 start = end
         out.print(text)
+
+
+def _printable(text: str) -> str:
+    """Take out what would move the cursor: it comes from a stranger's file."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def _print_converted(path: Path, gpus: int) -> None:

@@ -148,7 +148,7 @@ def _checked(
 ) -> Sample:
     """Put a sample together, by the rules that the published fine-tuning has for whole conversations."""
     if len(messages) < 2:
-        raise SampleError("no conversation", f"{len(messages)} message; two are needed")
+        raise SampleError("no conversation", f"the list of messages has length {len(messages)}; two are needed")
     if messages[0]["role"] == "assistant":
         raise SampleError("begins with an answer", "message 0 must be a question or the system's")
     answers = {index for index, message in enumerate(messages) if message["role"] == "assistant"}

@@ -124,7 +124,7 @@ def recipe_from_llamafactory(given: Mapping[str, Any], num_gpus: int = 1) -> tup
     taken = {key: value for key, value in given.items() if key in _MAPPED and value is not None}
     left_out = {key: value for key, value in _DEFAULTS.items() if key not in taken}
     if "warmup_ratio" in taken:
-        del left_out["warmup_steps"]
+        left_out.pop("warmup_steps", None)
     notes += [f"{key}: left out, LLaMA-Factory's default {value} is taken" for key, value in left_out.items()]
     values = _Values(left_out | taken, num_gpus, notes)
     tree: Tree = {"model": {"mtp_loss_scaling_factor": 0.0}}

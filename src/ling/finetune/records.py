@@ -98,8 +98,10 @@ def _elements(path: Path) -> Iterator[Record]:
         try:
             value, position = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error) or "nested too deeply"
-            at = error.pos if isinstance(error, json.JSONDecodeError) else position
+            what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            at = position
+            if isinstance(error, json.JSONDecodeError):
+                what, at = error.msg, error.pos
             raise _broken(path, text, at, what) from None
         yield Record(line, value, position)
         position = _skip_blanks(text, position)

@@ -148,7 +148,7 @@ def open_store(directory: Path, key: str) -> tuple[Store, Report] | None:
             raise ValueError("sizes differ")
         report = Report.from_tree(meta["report"])
         return Store(tokens, learnt, samples, meta["files"], meta["fingerprint"]), report
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
         logger.warning("finetune.cache %s is damaged (%s) and is made anew", directory, error)
         return None
 
