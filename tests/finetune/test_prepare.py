@@ -1,6 +1,7 @@
 """From files to samples and sequences: every record is accounted for, and everything can be done again."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,24 @@ def test_every_record_is_a_sample_or_stands_in_the_report(read: Any, write: Any,
     assert report.tokens == sum(len(d.tokens) for d in expected)
     assert report.learnt_tokens == sum(sum(d.learnt) for d in expected)
     assert Report.from_tree(json.loads(json.dumps(report.tree()))) == report
+
+
+def test_whatever_bytes_are_damaged_every_line_is_accounted_for(read: Any, tmp_path: Path) -> None:
+    path, draw = tmp_path / "a.jsonl", random.Random(0)
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}
+    chat = {"messages": [{"role": "user", "content": "上海"}, call], "tools": [{"name": "f"}], "thinking": "on"}
+    whole = b"".join(json.dumps(one, ensure_ascii=False).encode() + b"\n" for one in [chat, record(1)] * 20)
+    kept = []
+    for _ in range(30):
+        content = bytearray(whole)
+        for _ in range(40):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content)
+        report = read(str(path)).report
+        kept.append(report.kept)
+        lines = [line for line in bytes(content).split(b"\n") if line.strip(b" \t\r\n")]
+        assert report.read == report.kept + len(report.skipped) == len(lines)
+    assert 0 < min(kept) < max(kept) < 40
 
 
 def test_the_number_of_processes_changes_nothing(read: Any, write: Any) -> None:

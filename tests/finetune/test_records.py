@@ -123,3 +123,17 @@ def test_parquet_rows_are_records(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
     with pytest.raises(DataError, match="cannot be read as parquet after row 0"):
         parsed(tmp_path / "a.parquet")
+
+
+def test_keys_that_parquet_fills_up_with_nulls_are_taken_away_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    calls = [[{"name": "f", "arguments": arguments}] for arguments in ({"x": 1}, {"y": [{"z": None}]})]
+    rows = [{"messages": [{"role": "assistant", "tool_calls": one}, {"role": "user"}]} for one in calls]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = [value["messages"] for _, value in parsed(tmp_path / "a.parquet")]
+    assert [messages[0]["tool_calls"][0]["arguments"] for messages in found] == [{"x": 1}, {"y": [{}]}]
+    assert found[0][1] == {"role": "user"}
+    assert "messages.tool_calls.arguments are structures" in caplog.text

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ling.tokenizer import Tokenizer
 
 _DATA = (".jsonl", ".json", ".parquet")
+_MOST_NAMES = 20
 
 
 def finetune(
@@ -118,8 +119,10 @@ def _print_report(report: "Report", sequences: "ChatSequences", show: int) -> No
     ):  # fmt: skip
         if counts:
             line(f"\n{title}:")
-            for name, count in counts.most_common():
+            for name, count in counts.most_common(_MOST_NAMES):
                 line(f"{count:>9,}  {name}")
+            if len(counts) > _MOST_NAMES:
+                line(f"           ... and {len(counts) - _MOST_NAMES:,} more; --json tells all")
     if report.skipped and show:
         line("")
         for one in report.skipped[:show]:
