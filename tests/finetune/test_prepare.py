@@ -115,7 +115,7 @@ def test_a_cache_gives_the_same_and_is_made_anew_when_anything_changes(
     path, cache = write(record(0), "{", record(1)), str(tmp_path / "cache")
     plain, made = read(path), read(path, cache=cache)
     with monkeypatch.context() as patch:
-        patch.setattr("ling.finetune.prepare.render_sample", None)  # nothing is rendered again
+        patch.setattr("ling.finetune.work.render_sample", None)  # nothing is rendered again
         found = read(path, cache=cache)
     for other in (made, found):
         assert documents(other) == documents(plain)

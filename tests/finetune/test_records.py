@@ -117,7 +117,7 @@ def test_parquet_without_its_library_names_the_extra(tmp_path: Path, monkeypatch
 def test_parquet_rows_are_records(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
-    rows = [{"instruction": f"i{n}", "output": "o", "history": None} for n in range(3000)]
+    rows = [{"instruction": f"i{n}", "output": "o"} for n in range(3000)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=1000)
     assert parsed(tmp_path / "a.parquet") == list(enumerate(rows, 1))
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])

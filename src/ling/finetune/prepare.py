@@ -1,36 +1,22 @@
-"""From data sets to tokenised samples: read, understood, rendered; what cannot be is left out and reported.
+"""From data sets to tokenised samples: read, understood, rendered; what cannot be is left out and reported."""
 
-Records go through in chunks, by this process or by several. Chunks are taken back in order, so nothing that comes out
-depends on how many there were.
-"""
-
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
 import json
 import logging
-import multiprocessing
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ling.config.finetune import FinetuneConfig
 from ling.errors import DataError
-from ling.finetune.formats import AlpacaFormat, ChatFormat
 from ling.finetune.packing import Integers
-from ling.finetune.records import Record, read_records
-from ling.finetune.render import Note, render_sample
+from ling.finetune.records import read_records
 from ling.finetune.report import Report
-from ling.finetune.sample import Reason, SampleError
 from ling.finetune.sources import Source, find_sources
 from ling.finetune.store import MemoryStore, Store, StoreWriter, open_store, writing_store
+from ling.finetune.work import Chunk, Left, Taken, Work
 from ling.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -39,8 +25,6 @@ Progress = Callable[[int, int], None]
 """Takes bytes done and bytes in all."""
 
 _RECORDS_PER_CHUNK = 64
-_CHUNKS_AHEAD = 4
-"""Chunks that wait for each process."""
 _KEY_FIELDS = (
     "format",
     "max_samples",
@@ -128,7 +112,7 @@ class _Reading:
     def run(self, writer: StoreWriter, report: Report | None = None) -> Report:
         """Read everything into `writer`; return (or fill) the report of it."""
         report = Report() if report is None else report
-        work = _Work(self._tokenizer, self._config, [s.format for s in self._sources], self._max_tokens)
+        work = Work(self._tokenizer, self._config, [s.format for s in self._sources], self._max_tokens)
         total = sum(path.stat().st_size for path in self._paths)
         for chunk, outcomes in work.through(self._chunks(), self._config.workers):
             for record, outcome in zip(chunk.records, outcomes, strict=True):
@@ -143,9 +127,9 @@ class _Reading:
             )
         return report
 
-    def _take(self, outcome: "_Taken | _Left", file: int, place: int, writer: StoreWriter, report: Report) -> None:
+    def _take(self, outcome: Taken | Left, file: int, place: int, writer: StoreWriter, report: Report) -> None:
         report.read += 1
-        if isinstance(outcome, _Left):
+        if isinstance(outcome, Left):
             report.skip(f"{self.files[file]}:{place}", outcome.reason, outcome.detail)
             return
         report.kept += 1
@@ -156,98 +140,13 @@ class _Reading:
         report.ignored_keys.update(outcome.ignored_keys)
         writer.add(outcome.tokens, outcome.learnt, file, place)
 
-    def _chunks(self) -> Iterator["_Chunk"]:
+    def _chunks(self) -> Iterator[Chunk]:
         file, bytes_before = 0, 0
         for number, source in enumerate(self._sources):
             left = source.max_records or None
             for path in source.files:
                 records = itertools.islice(read_records(path), left)
                 for batch in iter(lambda: tuple(itertools.islice(records, _RECORDS_PER_CHUNK)), ()):  # noqa: B023
-                    yield _Chunk(number, file, bytes_before, batch)
+                    yield Chunk(number, file, bytes_before, batch)
                     left = None if left is None else left - len(batch)
                 file, bytes_before = file + 1, bytes_before + path.stat().st_size
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    source: int
-    file: int
-    bytes_before: int
-    records: tuple[Record, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    tokens: NDArray[np.int32]
-    learnt: NDArray[np.uint8]
-    notes: frozenset[Note]
-    ignored_keys: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    reason: Reason
-    detail: str
-
-
-class _Work:
-    """What is done to a chunk, here or in another process."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        config: FinetuneConfig,
-        formats: Sequence[ChatFormat | AlpacaFormat],
-        max_tokens: int,
-    ) -> None:
-        self._tokenizer, self._config, self._formats, self._max_tokens = tokenizer, config, formats, max_tokens
-
-    def __call__(self, chunk: _Chunk) -> list[_Taken | _Left]:
-        return [self._one(record, self._formats[chunk.source]) for record in chunk.records]
-
-    def _one(self, record: Record, format: ChatFormat | AlpacaFormat) -> _Taken | _Left:
-        try:
-            sample = format.sample(record.parse())
-            rendered = render_sample(sample, self._tokenizer, self._config, self._max_tokens)
-        except SampleError as error:
-            return _Left(error.reason, error.detail)
-        document = rendered.document
-        tokens, learnt = np.array(document.tokens, np.int32), np.array(document.learnt, np.uint8)
-        return _Taken(tokens, learnt, rendered.notes, sample.ignored_keys)
-
-    def through(self, chunks: Iterator[_Chunk], workers: int) -> Iterator[tuple[_Chunk, list[_Taken | _Left]]]:
-        """Yield every chunk with what became of its records, in order."""
-        if not workers:
-            yield from ((chunk, self(chunk)) for chunk in chunks)
-            return
-        context = multiprocessing.get_context("spawn")
-        waiting: collections.deque[tuple[_Chunk, concurrent.futures.Future[list[_Taken | _Left]]]] = collections.deque()
-        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (self,))
-        try:
-            for chunk in chunks:
-                waiting.append((chunk, pool.submit(_work_on, chunk)))
-                if len(waiting) >= workers * _CHUNKS_AHEAD:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            for first, future in waiting:
-                yield first, future.result()
-        except BrokenProcessPool:
-            raise DataError(
-                "a process that tokenises has died, of too little memory perhaps; lower finetune.workers"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_work: _Work | None = None  # of a worker process
-
-
-def _start_worker(work: _Work) -> None:
-    global _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    _work = work
-
-
-def _work_on(chunk: _Chunk) -> list[_Taken | _Left]:
-    assert _work is not None
-    return _work(chunk)
