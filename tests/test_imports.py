@@ -20,7 +20,9 @@ def test_the_core_imports_without_the_comforts(room: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("what", ["ling", "ling.config.recipe", "ling.scaling.flops", "ling.cli.app"])
+@pytest.mark.parametrize(
+    "what", ["ling", "ling.config.recipe", "ling.scaling.flops", "ling.cli.app", "ling.finetune.work"]
+)
 def test_torch_is_not_loaded_before_it_is_needed(what: str) -> None:
     done = run(f"import sys, {what}; sys.exit('torch' in sys.modules)")
     assert done.returncode == 0, f"{what} imports torch"

@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from ling.cli.app import app
 from ling.config import PRESETS, ModelConfig, preset
+from ling.config import finetune as finetune_module
 from ling.config import model as model_module
 from ling.config import training as training_module
 from ling.scaling.flops import count_flops
@@ -78,6 +79,7 @@ def config_page() -> str:
         ("data", training_module, "DataConfig"),
         ("optim", training_module, "OptimConfig"),
         ("train", training_module, "TrainConfig"),
+        ("finetune", finetune_module, "FinetuneConfig"),
     )
     for section, module, name in sections:
         kind = getattr(module, name)

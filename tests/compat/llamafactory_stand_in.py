@@ -2,8 +2,9 @@
 
     python -m tests.compat.llamafactory_stand_in PACKAGES REQUEST
 
-REQUEST is JSON: directory (an export), samples (lines of its data file). Prints JSON: fields, of every argument class
-that a training recipe may set, and tokens, the ids of each sample by the template that the recipes name.
+REQUEST is JSON: directory (an export), samples (lines of its data file); datasets (records by name) and dataset_dir, if
+there are others. Prints JSON: fields, of every argument class that a training recipe may set; tokens, the ids of each
+sample by the template that the recipes name; datasets, for each record (ids of a prompt, ids of its answer) by turn.
 """
 
 import dataclasses
@@ -66,14 +67,16 @@ def fields() -> list[str]:
     return found
 
 
-def encode(directory: Path, samples: list[dict[str, Any]]) -> list[list[int]]:
-    """Put samples through the data set's converter and the template that the recipe names."""
-    recipe = yaml.safe_load((directory / "llamafactory/sft_full.yaml").read_text(encoding="utf-8"))
+Pairs = list[tuple[list[int], list[int]]]
+
+
+def encode(recipe: dict[str, Any], samples: list[dict[str, Any]]) -> list[Pairs]:
+    """Put samples through the converter of the data set, and through the template, that a recipe names."""
     parser = importlib.import_module("llamafactory.data.parser")
     converter = importlib.import_module("llamafactory.data.converter")
     templates = importlib.import_module("llamafactory.data.template")
     (dataset,) = parser.get_dataset_list([recipe["dataset"]], recipe["dataset_dir"])
-    assert (dataset.load_from, dataset.dataset_name) == ("file", "train.jsonl"), dataset
+    assert dataset.load_from == "file", dataset
     convert = converter.DATASET_CONVERTERS[dataset.formatting](dataset, SimpleNamespace(media_dir=None))
     template = templates.TEMPLATES[recipe["template"]]
     tokenizer = AutoTokenizer.from_pretrained(recipe["model_name_or_path"])
@@ -82,7 +85,7 @@ def encode(directory: Path, samples: list[dict[str, Any]]) -> list[list[int]]:
     for sample in samples:
         row = convert(sample)
         pairs = template.encode_multiturn(tokenizer, row["_prompt"] + row["_response"], row["_system"], row["_tools"])
-        encoded.append([token for source, answer in pairs for token in source + answer])
+        encoded.append(pairs)
     return encoded
 
 
@@ -90,7 +93,15 @@ def main(packages: str, request_file: str) -> None:
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
     sys.meta_path.insert(0, Finder())  # type: ignore[arg-type]
     without_init(Path(packages), "llamafactory", "llamafactory.data", "llamafactory.hparams", "llamafactory.extras")
-    print(json.dumps({"fields": fields(), "tokens": encode(Path(request["directory"]), request["samples"])}))
+    directory = Path(request["directory"])
+    recipe = yaml.safe_load((directory / "llamafactory/sft_full.yaml").read_text(encoding="utf-8"))
+    answer: dict[str, Any] = {"fields": fields(), "datasets": {}}
+    answer["tokens"] = [
+        [token for pair in pairs for part in pair for token in part] for pairs in encode(recipe, request["samples"])
+    ]
+    for name, records in request.get("datasets", {}).items():
+        answer["datasets"][name] = encode(recipe | {"dataset": name, "dataset_dir": request["dataset_dir"]}, records)
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ling.cli.demo.command import demo
 from ling.cli.doctor import doctor
 from ling.cli.download import download
 from ling.cli.export import export
+from ling.cli.finetune import finetune
 from ling.cli.generate import generate
 from ling.cli.merge import merge
 from ling.cli.plot import plot
@@ -38,7 +39,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, plot, chat, generate, convert, merge, export, doctor, download, config):
+for command in (
+    demo, train, finetune, plot, chat, generate, convert, merge, export, doctor, download, config,
+):  # fmt: skip
     app.command()(command)
 
 

@@ -17,6 +17,7 @@ import yaml
 
 from ling.config.checks import check_recipe
 from ling.config.fields import shown
+from ling.config.finetune import FinetuneConfig
 from ling.config.model import ModelConfig
 from ling.config.presets import Tree, preset
 from ling.config.run import RunConfig
@@ -38,6 +39,7 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
 
 def load_recipe(

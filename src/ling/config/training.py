@@ -97,6 +97,12 @@ class TrainConfig:
     """Optimizer updates."""
     tokens_per_step: int = 4096
     """Upper bound of tokens in one update; whole documents are packed into it."""
+    sequence_length: int = 512
+    """Tokens of a sequence, which whole conversations are packed into; the data in the package has none."""
+    micro_batch_size: int = 1
+    """Sequences of a microbatch, which go through the network together."""
+    global_batch_size: int = 8
+    """Sequences of a step: a whole number of microbatches."""
     checkpoint_every: int = 500
     """Steps between resumable checkpoints."""
     average_last: int = 8
@@ -108,9 +114,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
-        for name in ("steps", "tokens_per_step", "checkpoint_every", "average_every"):
+        for name in (
+            "steps", "tokens_per_step", "sequence_length", "micro_batch_size", "global_batch_size", "checkpoint_every",
+            "average_every",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"train.global_batch_size {self.global_batch_size} is no multiple of train.micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
         for name in ("average_last", "max_minutes", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")

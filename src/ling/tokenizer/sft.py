@@ -32,7 +32,7 @@ def sft_segments(
     system_newline  treat a missing system message as an empty one
     """
     yield from _header(messages[0], tools, thinking, system_newline)
-    query = _last_query_index(messages)
+    query = last_query_index(messages)
     for index, message in enumerate(messages):
         match message.get("role"):
             case "user":
@@ -76,7 +76,7 @@ def _header(first: Message, tools: Tools | None, thinking: str, system_newline: 
     yield control(wording.THINKING[thinking] + TURN_END)
 
 
-def _last_query_index(messages: Sequence[Message]) -> int:
+def last_query_index(messages: Sequence[Message]) -> int:
     """Find the last message that a person wrote; answers after it keep their reasoning.
 
     A user message that wraps a tool's response is none. Without any, no answer keeps its reasoning.

@@ -55,6 +55,11 @@ class Tokenizer:
         """
         write_files(Path(directory), self._backend.to_str(pretty=True), self._special, self._roles, chat=chat)
 
+    @property
+    def serialized(self) -> str:
+        """The text of a `tokenizer.json`."""
+        return self._backend.to_str()
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Encode `text`. With `special=False`, special tokens spelt in it are ordinary text."""
         try:
@@ -123,7 +128,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[object, ...]:
         # The library forgets `encode_special_tokens` when pickled; a copy is built anew instead.
-        return (Tokenizer, (self._backend.to_str(), self._roles))
+        return (Tokenizer, (self.serialized, self._roles))
 
     def _check(self, where: str) -> None:
         missing = [token for token in REQUIRED_TOKENS if token not in self._special]
