@@ -91,6 +91,45 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, numb
     assert (tmp_path / "cut/checkpoints" / f"step_{done:06d}").is_dir()
 
 
+def test_fine_tuning_learns_answers_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    data = tmp_path / "chats.jsonl"
+    chats = [
+        [
+            {"role": "user", "content": f"Which colour has door {n}?"},
+            {"role": "assistant", "content": f"Door {n} is red."},
+        ]
+        for n in range(60)
+    ]
+    data.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in chats))
+    settings = [
+        "sft_tiny_cpu", str(data), "train.global_batch_size=2", "train.micro_batch_size=1", "finetune.epochs=4",
+        "train.checkpoint_every=4", "run.evaluate_every=4", "run.evaluate_prompts=0", "finetune.heldout_percent=5",
+        "optim.lr=1e-3", "optim.warmup_steps=0",
+    ]  # fmt: skip
+
+    def run(out: Path, *arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "ling", "finetune", "--out", str(out), *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = run(whole, *settings)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert lines(whole)[-1]["loss"] < 0.2 * lines(whole)[0]["loss"]
+    held = [line["evaluation/loss"] for line in lines(whole, "evaluations.jsonl")]
+    assert held[-1] < 0.7 * held[0]
+    process = run(cut, *settings)
+    wait_for(cut, 4, process)
+    process.kill()
+    process.communicate()
+    resumed = run(cut, "--resume")
+    _, err = resumed.communicate()
+    assert resumed.returncode == 0, err
+    assert lines(cut) == lines(whole)
+    assert lines(cut, "evaluations.jsonl") == lines(whole, "evaluations.jsonl")
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(ling, tmp_path: Path) -> None:
     result = ling("train", "pretrain_tiny_cpu", "--out", tmp_path / "run", "--dry-run", "optim.lr=5e-4")
     assert result.code == 0, result.err

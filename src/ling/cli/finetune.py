@@ -1,6 +1,7 @@
 """`ling finetune`: what its data come to, and recipes of LLaMA-Factory as ours."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
+from ling.cli.demo.directory import RunDirectory
 from ling.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ling.finetune.sequences import ChatSequences
     from ling.tokenizer import Tokenizer
 
+DEFAULT_OUT = Path("runs/finetune")
 _DATA = (".jsonl", ".json", ".parquet")
 _MOST_NAMES = 20
 
@@ -38,8 +41,12 @@ def finetune(
         Path | None, typer.Option(metavar="YAML", help="Print a recipe of LLaMA-Factory as ours, and stop.")
     ] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Of --convert: GPUs that the recipe was meant for.")] = 1,
+    out: Annotated[Path, typer.Option(help="Directory of the run.")] = DEFAULT_OUT,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard an interrupted run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
 ) -> None:
-    """Look at fine-tuning data before training on it.
+    """Train a model on conversations: what its answers should be. --check looks at the data first.
 
     Data files end in .jsonl, .json or .parquet and stand for finetune.data.
     """
@@ -48,13 +55,34 @@ def finetune(
     elif check:
         _check(_recipe(what or []), sequence_length, samples, show, strict=strict, as_json=as_json)
     else:
-        raise ConfigError("say what to do: --check looks at the data, --convert translates LLaMA-Factory's recipes")
+        from ling.cli.train.command import begin
+
+        file, overrides = _sort(what or [])
+        run = RunDirectory(out, "finetune", DEFAULT_OUT, first=shlex.join(what or []) if not resume else "")
+        if not resume:
+            _check_whole(_recipe(what or []))
+        begin(run, file, overrides, resume=resume, restart=restart, dry_run=dry_run)
+
+
+def _check_whole(recipe: "Recipe") -> None:
+    if not recipe.finetune.data:
+        raise ConfigError("there is nothing to learn from: name data files (.jsonl, .json, .parquet), or finetune.data")
+    if recipe.run.start_from is None:
+        raise ConfigError(
+            "fine-tuning begins with a model: name one with run.start_from (bundled: that in the package)"
+        )
 
 
 def _recipe(what: list[str]) -> "Recipe":
-    """Resolve a recipe file, data files and overrides; the data files go before those of the recipe."""
+    """Resolve a recipe file, data files and overrides."""
     from ling.config.recipe import load_recipe
 
+    file, overrides = _sort(what)
+    return load_recipe(file=None if file is None else Path(file), overrides=overrides)
+
+
+def _sort(what: list[str]) -> tuple[str | None, list[str]]:
+    """Return the recipe and the overrides among words; data files go before those of the recipe."""
     overrides = [word for word in what if "=" in word]
     data = [word for word in what if "=" not in word and word.lower().endswith(_DATA)]
     recipes = [word for word in what if "=" not in word and word not in data]
@@ -62,7 +90,7 @@ def _recipe(what: list[str]) -> "Recipe":
         raise ConfigError(f"one recipe at a time, got {', '.join(recipes)}; data files end in {', '.join(_DATA)}")
     if data:
         overrides.insert(0, f"finetune.data={json.dumps(data)}")
-    return load_recipe(file=Path(recipes[0]) if recipes else None, overrides=overrides)
+    return recipes[0] if recipes else None, overrides
 
 
 def _check(recipe: "Recipe", sequence_length: int, samples: int, show: int, *, strict: bool, as_json: bool) -> None:

@@ -22,7 +22,7 @@ class RunDirectory:
 
     def __init__(self, out: Path, verb: str = "demo", default: Path = DEFAULT_OUT, *, first: str = "") -> None:
         self.path = out.resolve()
-        self._verb = f"{verb} {shlex.quote(first)}" if first else verb
+        self._verb = f"{verb} {first}" if first else verb
         """What a person types before the flags."""
         self.begun = False
         """Whether what is in here belongs to this run, rather than to one before it."""
@@ -91,7 +91,7 @@ class RunDirectory:
     @property
     def is_finished(self) -> bool:
         """Whether the run got to its end: a demo to its report, training to its last checkpoint."""
-        return self.report.exists() or (self._verb.startswith("train") and self.final.exists())
+        return self.report.exists() or (not self._verb.startswith("demo") and self.final.exists())
 
     def _is_interrupted(self) -> bool:
         """Whether there are steps in here, of a run that did not get to its end."""

@@ -1,40 +1,172 @@
-"""What a run reads: the books and dialogues in the package, for now."""
+"""What a run reads: the books and dialogues in the package, or conversations to fine-tune on."""
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from ling.checkpoint.pieces import TOKENIZER_DIRECTORY
+import torch
+
+from ling.checkpoint.pieces import TOKENIZER_DIRECTORY, PieceSource
 from ling.cli.demo.prepare import Prepared, prepare
+from ling.cli.progress import progress_bar
 from ling.config.recipe import Recipe
-from ling.train.batch import TrainBatch
+from ling.data.dialogues import TASKS, Dialogue
+from ling.data.documents import Document
+from ling.engine.llm import LLM
+from ling.engine.request import SamplingParams
+from ling.errors import ConfigError
+from ling.eval.bits_per_byte import bits_per_byte
+from ling.eval.tasks import run_task
+from ling.finetune.prepare import prepare as prepare_conversations
+from ling.finetune.sequences import ChatSequences
+from ling.model import CausalLM
+from ling.tokenizer import Tokenizer
+from ling.train.batch import TrainBatch, build_batch
+from ling.train.loss import LossCounts, add_losses, compute_loss
 
-if TYPE_CHECKING:
-    from ling.checkpoint.pieces import PieceSource
+_ANSWER_TOKENS = 64
+
+
+class Data(Protocol):
+    """What is learnt, and what is kept from training to be measured."""
+
+    tokenizer: Tokenizer
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with what only the data can say."""
+        ...
+
+    def read_batches(self, step: int) -> list[TrainBatch]:
+        """Return the microbatches of a step, counted from 0."""
+        ...
+
+    def measure(self, model: CausalLM) -> dict[str, float]:
+        """Return what held-out data says of a model, under stable names."""
+        ...
 
 
 class BuiltIn:
     """Books and generated dialogues (section `data`)."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared = prepared
+    def __init__(self, recipe: Recipe, prepared: Prepared) -> None:
         self.tokenizer = prepared.tokenizer
-        self.heldout = prepared.heldout_books
+        self._recipe = recipe
+        self._prepared = prepared
+        self._heldout = self._text()
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        return recipe
 
     def read_batches(self, step: int) -> list[TrainBatch]:
-        return self.prepared.read_batches(step)
+        return self._prepared.read_batches(step)
 
-    def keep_tokenizer(self, directory: Path) -> None:
-        self.prepared.keep_tokenizer(directory)
+    def measure(self, model: CausalLM) -> dict[str, float]:
+        score, window = LLM(model, self.tokenizer).negative_log_likelihoods, self._recipe.data.max_document_tokens
+        bits = bits_per_byte(score, self.tokenizer, self._heldout, window=window, stride=window // 2)
+        return {"evaluation/bits_per_byte": bits.value, **task_percents(model, self.tokenizer, self._recipe)}
 
-    def add_tokenizer(self, directory: Path) -> None:
-        self.tokenizer.save(directory / TOKENIZER_DIRECTORY)
+    def _text(self) -> list[str]:
+        """Return held-out documents of about `evaluate_tokens` tokens."""
+        texts, tokens = [], 0
+        for text in self._prepared.heldout_books:
+            if tokens >= self._recipe.run.evaluate_tokens:
+                break
+            texts.append(text)
+            tokens += len(self.tokenizer.encode(text, special=False))
+        return texts
 
 
-def open_data(recipe: Recipe, kept: Path | None, source: "PieceSource | None") -> BuiltIn:
+class Conversations:
+    """Messages whose answers are learnt (section `finetune`)."""
+
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self._recipe, train = recipe, recipe.train
+        with progress_bar("reading conversations", in_bytes=True) as progress:
+            self.prepared = prepare_conversations(
+                recipe.finetune, tokenizer, sequence_length=train.sequence_length, progress=progress
+            )
+        self.sequences = ChatSequences(
+            self.prepared.store, self.prepared.training, sequence_length=train.sequence_length, seed=train.seed,
+            packing=recipe.finetune.packing,
+        )  # fmt: skip
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """Set the number of steps to that of the epochs, and average none of them."""
+        steps = math.ceil(recipe.finetune.epochs * len(self.sequences) / recipe.train.global_batch_size)
+        last = min(recipe.train.average_last, steps // recipe.train.average_every)
+        return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps, average_last=last))
+
+    def read_batches(self, step: int) -> list[TrainBatch]:
+        train = self._recipe.train
+        first = step * train.global_batch_size
+        return [
+            self._batch([d for i in range(start, start + train.micro_batch_size) for d in self.sequences.sequence(i)])
+            for start in range(first, first + train.global_batch_size, train.micro_batch_size)
+        ]
+
+    @torch.no_grad()
+    def measure(self, model: CausalLM) -> dict[str, float]:
+        found = task_percents(model, self.tokenizer, self._recipe)
+        documents, tokens = [], 0
+        for sample in self.prepared.heldout.tolist():
+            if tokens >= self._recipe.run.evaluate_tokens:
+                break
+            documents.append(self.prepared.store.document(sample))
+            tokens += len(documents[-1].tokens)
+        if not documents:
+            return found
+        device = model.model.norm.weight.device
+        batches = [self._batch([document]).to(device) for document in documents]
+        counts, parts = LossCounts.of(batches), []
+        for batch in batches:
+            output = model(batch.tokens, batch.positions, batch.attention)
+            parts.append(compute_loss(model, output, batch.labels, batch.mtp_labels, counts=counts))
+        return {"evaluation/loss": float(add_losses(parts).main), **found}
+
+    def _batch(self, documents: list[Document]) -> TrainBatch:
+        depth = self._recipe.model.num_nextn_predict_layers
+        return build_batch([d.tokens for d in documents], [d.learnt for d in documents], depth)
+
+
+def open_data(recipe: Recipe, kept: Path | None, source: PieceSource | None) -> Data:
     """Open the data of a recipe.
 
     kept    tokenizer that an earlier part of the run left
     source  checkpoint that the run begins with; its tokenizer is used, without one a new one is trained
     """
     files = [] if source is None else [f for f in source.tokenizer_files() if f.name == "tokenizer.json"]
-    return BuiltIn(prepare(recipe, kept or (files[0].parent if files else None)))
+    given = kept if kept is not None and kept.is_dir() else files[0].parent if files else None
+    if not recipe.finetune.data:
+        return BuiltIn(recipe, prepare(recipe, given))
+    if given is None:
+        raise ConfigError("fine-tuning begins with a model that has a tokenizer; name one with run.start_from")
+    return Conversations(recipe, Tokenizer.from_directory(given))
+
+
+def task_percents(model: CausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[str, float]:
+    """Return the share of right answers to held-out prompts of the generated tasks; {} if none are asked for."""
+    if not recipe.run.evaluate_prompts:
+        return {}
+    llm = LLM(model, tokenizer)
+
+    def answer(dialogues: Sequence[Dialogue]) -> list[str]:
+        params = SamplingParams(max_tokens=_ANSWER_TOKENS)
+        return [c.text for c in llm.chat([d.prompt for d in dialogues], params, tools=[d.tools for d in dialogues])]
+
+    results = [run_task(answer, task, recipe.run.evaluate_prompts, level=recipe.data.dialogue_level) for task in TASKS]
+    correct, total = sum(r.correct for r in results), sum(r.total for r in results)
+    each = {f"evaluation/tasks/{result.task}_percent": result.correct_percent for result in results}
+    return {**each, "evaluation/tasks_percent": 100 * correct / total}
+
+
+def keep_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write the tokenizer for later parts of the run, unless it lies there."""
+    if not directory.is_dir():
+        tokenizer.save(directory)
+
+
+def add_tokenizer(tokenizer: Tokenizer, checkpoint: Path) -> None:
+    tokenizer.save(checkpoint / TOKENIZER_DIRECTORY)

@@ -1,0 +1,107 @@
+"""A run from its recipe to its last export: what `ling train` and `ling finetune` share."""
+
+from collections import deque
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from rich.console import Console
+
+from ling.checkpoint import save_model
+from ling.checkpoint.convert import to_safetensors
+from ling.checkpoint.hub import resolve_checkpoint
+from ling.checkpoint.pieces import PieceSource, open_pieces
+from ling.checkpoint.save import ExportFormat
+from ling.cli.demo.directory import RunDirectory
+from ling.cli.train.data import add_tokenizer, keep_tokenizer, open_data
+from ling.cli.train.display import Display
+from ling.cli.train.evaluate import Evaluation, summary
+from ling.cli.train.profile import Profile
+from ling.config.recipe import Recipe
+from ling.engine.bundled import bundled_directory
+from ling.errors import ConfigError
+from ling.model import CausalLM, init_weights
+from ling.train.files import latest_checkpoint
+from ling.train.loop import StepReport, Training
+from ling.train.start import load_start
+from ling.train.trackers import open_trackers
+
+BUNDLED = "bundled"
+"""Stands in `run.start_from` for the model in the package."""
+
+
+def open_start(recipe: Recipe) -> PieceSource | None:
+    """Open the checkpoint that a run begins with; None if it begins with new weights."""
+    if recipe.run.start_from is None:
+        return None
+    if recipe.run.start_from == BUNDLED:
+        return open_pieces(bundled_directory())
+    return open_pieces(resolve_checkpoint(recipe.run.start_from))
+
+
+def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
+    """Train by `recipe` in `run`, from its start or from where it stopped; print where the model lies."""
+    console = Console(stderr=True, highlight=False)
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    begun = resume and latest_checkpoint(run.checkpoints) is not None
+    source = None if begun else open_start(recipe)
+    model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
+    if source is not None:
+        with console.status(f"reading {source.kind} {source.directory}"):
+            for note in load_start(model, source):
+                console.print(f"note: {note}")
+    model.to(_device(recipe))
+    data = open_data(recipe, run.tokenizer if resume else None, source)
+    recipe = data.adapt(recipe)
+    trackers = open_trackers(recipe.run.track, run.path, asdict(recipe))
+    if not resume:
+        run.begin(recipe)
+    keep_tokenizer(data.tokenizer, run.tokenizer)
+    training = Training(recipe, run.path, data.read_batches, partial(add_tokenizer, data.tokenizer), model)
+    if resume and (done := training.resume()):
+        console.print(f"continuing after step {done}")
+    evaluation = Evaluation(run.path, data, model, training.state.step)
+    profile = Profile(recipe.run, run.path)
+    profile.between(training.state.step)
+    with Display(console, recipe, training.state.step) as display:
+        recent: deque[StepReport] = deque(maxlen=display.SMOOTHED_STEPS)
+        for report in training.run():
+            recent.append(report)
+            display.show(recent)
+            if (trace := profile.between(report.step)) is not None:
+                display.say(f"profile: {trace}")
+            numbers = report.numbers()
+            if _is_due(report.step, recipe.run.evaluate_every):
+                found = evaluation.run(report.step)
+                display.say(summary(report.step, found))
+                numbers |= found
+            for tracker in trackers:
+                tracker.log(report.step, numbers)
+            if _is_due(report.step, recipe.run.export_every):
+                save_model(
+                    model, run.path / "exports" / f"step_{report.step:06d}", overwrite=True,
+                    export=ExportFormat(precision=recipe.model.torch_dtype), finish=data.tokenizer.save,
+                )  # fmt: skip
+    profile.end()
+    for tracker in trackers:
+        tracker.close()
+    training.save_final(run.final)
+    if recipe.run.export_last:
+        precision = ExportFormat(precision=recipe.model.torch_dtype)
+        to_safetensors(open_pieces(run.final), run.export, precision, overwrite=True)
+        print(run.export)
+    else:
+        print(run.final)
+
+
+def _device(recipe: Recipe) -> str:
+    if recipe.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device=cuda, but torch finds no GPU here; use run.device=cpu or auto")
+    if recipe.run.device != "auto":
+        return recipe.run.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
