@@ -103,7 +103,8 @@ class RunDirectory:
 
     def _clear(self) -> None:
         """Remove what a run leaves, and nothing else."""
-        for directory in (self.tokenizer, self.checkpoints, self.final, self.export, *self.path.glob(".*.partial-*")):
+        own = (self.tokenizer, self.checkpoints, self.final, self.export, self.path / "exports", self.path / "profile")
+        for directory in (*own, *self.path.glob(".*.partial-*")):
             shutil.rmtree(directory, ignore_errors=True)
-        for file in (self.metrics, self.report, self.page, self.recipe):
+        for file in (self.metrics, self.path / "evaluations.jsonl", self.report, self.page, self.recipe):
             file.unlink(missing_ok=True)

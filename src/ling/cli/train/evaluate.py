@@ -21,16 +21,20 @@ class Evaluation:
         self._path = directory / NAME
         self._data = data
         self._model = model
+        self.steps: set[int] = set()
+        """At which it was measured."""
         if self._path.exists():
             lines = [json.loads(x) for x in self._path.read_text(encoding="utf-8").splitlines() if x.endswith("}")]
             kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= done)
             self._path.write_text(kept, encoding="utf-8")
+            self.steps = {line["step"] for line in lines if line["step"] <= done}
 
     def run(self, step: int) -> dict[str, float]:
         """Measure now; return the numbers under stable names."""
         found = self._data.measure(self._model)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **found}) + "\n")
+        self.steps.add(step)
         return found
 
 

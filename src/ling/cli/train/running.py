@@ -65,24 +65,30 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
     profile = Profile(recipe.run, run.path)
     profile.between(training.state.step)
     with Display(console, recipe, training.state.step) as display:
+
+        def between(step: int) -> dict[str, float]:
+            """Do what is due after `step` steps and not done; return what was measured."""
+            found: dict[str, float] = {}
+            if _is_due(step, recipe.run.evaluate_every) and step not in evaluation.steps:
+                found = evaluation.run(step)
+                display.say(summary(step, found))
+            target = run.path / "exports" / f"step_{step:06d}"
+            if _is_due(step, recipe.run.export_every) and not target.exists():
+                save_model(
+                    model, target, export=ExportFormat(precision=recipe.model.torch_dtype), finish=data.tokenizer.save,
+                )  # fmt: skip
+            return found
+
+        between(training.state.step)  # of a step after whose checkpoint the run was killed
         recent: deque[StepReport] = deque(maxlen=display.SMOOTHED_STEPS)
         for report in training.run():
             recent.append(report)
             display.show(recent)
             if (trace := profile.between(report.step)) is not None:
                 display.say(f"profile: {trace}")
-            numbers = report.numbers()
-            if _is_due(report.step, recipe.run.evaluate_every):
-                found = evaluation.run(report.step)
-                display.say(summary(report.step, found))
-                numbers |= found
+            numbers = report.numbers() | between(report.step)
             for tracker in trackers:
                 tracker.log(report.step, numbers)
-            if _is_due(report.step, recipe.run.export_every):
-                save_model(
-                    model, run.path / "exports" / f"step_{report.step:06d}", overwrite=True,
-                    export=ExportFormat(precision=recipe.model.torch_dtype), finish=data.tokenizer.save,
-                )  # fmt: skip
     profile.end()
     for tracker in trackers:
         tracker.close()
@@ -104,4 +110,4 @@ def _device(recipe: Recipe) -> str:
 
 
 def _is_due(step: int, every: int) -> bool:
-    return bool(every) and step % every == 0
+    return bool(every and step) and step % every == 0
