@@ -11,7 +11,7 @@ from ling.model.mlp import MLP
 from ling.model.pinned import PinnedDtype
 from ling.ops.fp8 import Fp8BlockWeight, num_blocks
 from ling.ops.linear import Weight
-from ling.ops.moe import MoeWeights, moe_layer
+from ling.ops.moe import MixExperts, MoeWeights, moe_layer
 from ling.ops.router import RouterRule, Routing
 
 T = TypeVar("T")
@@ -46,12 +46,13 @@ class Experts(PinnedDtype):
         self.register_buffer("gate_up_proj_scale_inv", None)
         self.register_buffer("down_proj_scale_inv", None)
 
-    def forward(self, use: Callable[[Weight, Weight], T]) -> T:
-        """Call `use` with gate_up and down as ops take them.
+    def forward(self, use: Callable[[Tensor, Weight, Weight], T], x: Tensor) -> T:
+        """Call `use` with x, gate_up and down as ops take them.
 
-        Through the module's call, so that an adapter around it can change the weights meanwhile.
+        Through the module's call, so that what is around it can change the weights meanwhile, or gather them; `x`
+        passes through, so that it sees when their gradients are complete.
         """
-        return use(*self.quantities())
+        return use(x, *self.quantities())
 
     def quantities(self) -> tuple[Weight, Weight]:
         """Return gate_up and down as ops take them."""
@@ -83,14 +84,16 @@ class SparseMoe(nn.Module):
         self.gate = Router(model)
         self.experts = Experts(model)
         self.shared_experts = MLP(model.hidden_size, model.shared_expert_dim) if model.shared_expert_dim else None
+        self.mix: MixExperts | None = None
+        """What brings tokens and routed experts together; None: `mix_experts`, where both are here."""
         self.rule = RouterRule(model.num_experts_per_tok, model.n_group, model.topk_group, model.routed_scaling_factor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         shared = None if self.shared_experts is None else self.shared_experts.quantities()
 
-        def apply(gate_up: Weight, down: Weight) -> tuple[Tensor, Routing]:
+        def apply(x: Tensor, gate_up: Weight, down: Weight) -> tuple[Tensor, Routing]:
             weights = MoeWeights(self.gate.weight, self.gate.expert_bias, gate_up, down, shared)
-            return moe_layer(x, weights, self.rule)
+            return moe_layer(x, weights, self.rule, self.mix)
 
-        output: tuple[Tensor, Routing] = self.experts(apply)
+        output: tuple[Tensor, Routing] = self.experts(apply, x)
         return output

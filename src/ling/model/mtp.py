@@ -34,6 +34,6 @@ class MtpBlock(Block):
         hidden     (N, H)  what the depth before gave the head; at depth 0 the main model's, after its norm
         """
         x = self.eh_proj(torch.cat([self.enorm(embedding), self.hnorm(hidden)], dim=-1))
-        x, routing = self(x, rope, batch)
+        x, routing = self.forward(x, rope, batch)  # not a call: hooks belong around the whole of `predict`
         assert routing is not None
         return self.final_layernorm(x), routing

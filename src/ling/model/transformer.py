@@ -98,14 +98,17 @@ class CausalLM(nn.Module):
         """(V, H)."""
         return self.model.word_embeddings.weight if self.lm_head is None else self.lm_head.weight
 
-    def forward(self, tokens: Tensor, positions: Tensor, batch: AttentionBatch) -> ModelOutput:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, batch: AttentionBatch, *, run: Callable[..., Any] = _run
+    ) -> ModelOutput:
         """Run all layers over a flat row of tokens.
 
         tokens     (N,)  int64
         positions  (N,)  int64, the rotation's angle per token
         batch      attention, and the tokens ahead for MTP
+        run        calls a block with its arguments, as in `Transformer.forward`
         """
-        output: ModelOutput = self.model(tokens, positions, batch)
+        output: ModelOutput = self.model(tokens, positions, batch, run=run)
         return output
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def grouped_linear(rows: Tensor, weights: Weight, offsets: Tensor) -> Tensor:
     values = _values(weights, rows.dtype)
     ends = [0, *offsets.tolist()]
     parts = [rows[a:b] @ values[e].T for e, (a, b) in enumerate(pairwise(ends)) if a < b]
-    return torch.cat(parts) if parts else rows.new_zeros(0, weights.shape[1])
+    return torch.cat(parts or [rows @ values[0].T])  # without rows: (0, M), whose gradients are there, and zero
 
 
 def _values(weight: Weight, dtype: torch.dtype) -> Tensor:

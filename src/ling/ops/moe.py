@@ -4,6 +4,7 @@ tokens (N, H) --route--> k experts each --sort by expert--> rows (R, H), R = N *
 rows --gate_up--> (R, 2F) --swiglu--> (R, F) --down--> (R, H) --weighted sum per token--> (N, H)
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,6 +15,10 @@ from ling.ops.mlp import swiglu, swiglu_mlp
 from ling.ops.precision import at_least_float32
 from ling.ops.router import RouterRule, Routing, route
 from ling.ops.row_order import order_rows
+
+
+MixExperts = Callable[[Tensor, Tensor, Tensor, Tensor, Weight, Weight], Tensor]
+"""`mix_experts`, or what stands in its place where experts are elsewhere."""
 
 
 class MoeWeights(NamedTuple):
@@ -31,14 +36,17 @@ class MoeWeights(NamedTuple):
     """gate, up and down of the shared expert."""
 
 
-def moe_layer(x: Tensor, weights: MoeWeights, rule: RouterRule) -> tuple[Tensor, Routing]:
+def moe_layer(
+    x: Tensor, weights: MoeWeights, rule: RouterRule, mix: MixExperts | None = None
+) -> tuple[Tensor, Routing]:
     """Apply the routed experts and the shared expert.
 
     x       (N, H)
+    mix     brings tokens and routed experts together; None: `mix_experts`, where both are here
     return  (N, H) dtype of x, and where the tokens went
     """
     routing = route(x, weights.gate, weights.expert_bias, rule)
-    y = mix_experts(x, routing.ids, routing.weights, routing.counts, weights.gate_up_proj, weights.down_proj)
+    y = (mix or mix_experts)(x, routing.ids, routing.weights, routing.counts, weights.gate_up_proj, weights.down_proj)
     if weights.shared is not None:
         y = y + swiglu_mlp(x, *weights.shared)
     return y, routing
@@ -54,7 +62,16 @@ def mix_experts(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_pro
     (N, H), k = x.shape, ids.shape[1]
     order = order_rows(ids, counts)
     rows = x[order.pair_of_row // k]  # (R, H)
-    gate, up = grouped_linear(rows, gate_up_proj, order.offsets).chunk(2, dim=1)
-    out = grouped_linear(swiglu(gate, up), down_proj, order.offsets)  # (R, H)
+    out = apply_experts(rows, gate_up_proj, down_proj, order.offsets)  # (R, H)
     per_token = at_least_float32(out[order.row_of_pair]).view(N, k, H)
     return (per_token * mix[..., None]).sum(1).to(x.dtype)
+
+
+def apply_experts(rows: Tensor, gate_up_proj: Weight, down_proj: Weight, offsets: Tensor) -> Tensor:
+    """Send each group of rows through its expert.
+
+    rows  (R, H) sorted by expert; gate_up_proj (E, 2F, H); down_proj (E, H, F); offsets (E,) as in `grouped_linear`
+    return (R, H)
+    """
+    gate, up = grouped_linear(rows, gate_up_proj, offsets).chunk(2, dim=1)
+    return grouped_linear(swiglu(gate, up), down_proj, offsets)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ling.model import CausalLM, ModelOutput
 from ling.ops.cross_entropy import IGNORE, linear_cross_entropy
+from ling.parallel.ranks import Ranks
 from ling.train.batch import TrainBatch
 
 
@@ -36,6 +37,11 @@ class LossCounts(NamedTuple):
             tokens=sum(len(batch.tokens) for batch in batches),
         )
 
+    def summed(self, ranks: Ranks) -> "LossCounts":
+        """Return the counts of all ranks' microbatches together."""
+        main, *mtp, tokens = ranks.sum_integers([self.main, *self.mtp, self.tokens])
+        return LossCounts(main, tuple(mtp), tokens)
+
 
 class Losses(NamedTuple):
     """Losses of one microbatch, its part of the step's; `total` is what is differentiated, the rest is detached."""
@@ -51,6 +57,14 @@ class Losses(NamedTuple):
     """() mean squared log-sum-exp, averaged over layers, without its weight."""
     num_learnt: Tensor
     """() slots that count in `main`."""
+
+    def summed(self, ranks: Ranks) -> "Losses":
+        """Return the losses of all ranks together, each of them having been divided by the counts of all; detached."""
+        D = len(self.mtp)
+        learnt = self.num_learnt.to(torch.float64)
+        numbers = [self.total, self.main, self.z_loss, *self.mtp, *self.mtp_correct_fraction]
+        total, main, z_loss, *ahead, learnt = ranks.sum_tensors([*(n.to(torch.float64) for n in numbers), learnt])
+        return Losses(total, main, tuple(ahead[:D]), tuple(ahead[D:]), z_loss, learnt.to(torch.int64))
 
 
 def compute_loss(

@@ -12,6 +12,7 @@ from ling.model import CausalLM
 from ling.optim.adamw import set_lr
 from ling.optim.expert_bias import update_expert_biases
 from ling.optim.schedule import lr_at
+from ling.parallel.ranks import Ranks
 from ling.train.batch import TrainBatch
 from ling.train.loss import LossCounts, Losses, add_losses, compute_loss
 
@@ -29,20 +30,32 @@ class StepResult:
 
 
 def train_step(
-    model: CausalLM, optimizer: torch.optim.Optimizer, batches: Sequence[TrainBatch], recipe: Recipe, step: int
+    model: CausalLM,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[TrainBatch],
+    recipe: Recipe,
+    step: int,
+    ranks: Ranks | None = None,
 ) -> StepResult:
     """Apply update `step`, counted from 0: forward and backward of each microbatch, clip, AdamW, expert biases.
 
-    The gradient is that of one loss over all microbatches, however the step is cut into them.
+    batches  this rank's microbatches, as many as every other's
+    ranks    those that `model` is laid out over; None: it is whole and here
+
+    The gradient is that of one loss over all microbatches of all ranks, however the step is cut into them; the result is
+    the whole step's on every rank.
 
     Raises TrainingError, with the weights as they were, if the loss or the gradient is not finite.
     """
     optim = recipe.optim
     parts: list[Losses] = []
     counts: dict[int, Tensor] = {}
-    whole = LossCounts.of(batches) if len(batches) > 1 else None
+    whole = LossCounts.of(batches) if len(batches) > 1 or ranks is not None else None
+    if ranks is not None and whole is not None:
+        whole = whole.summed(ranks)
+    how = {} if ranks is None else ranks.run
     for batch in batches:
-        output = model(batch.tokens, batch.positions, batch.attention)
+        output = model(batch.tokens, batch.positions, batch.attention, **how)
         part = compute_loss(
             model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss, counts=whole
         )
@@ -51,7 +64,11 @@ def train_step(
         for layer, routing in output.routings.items():
             counts[layer] = counts[layer] + routing.counts if layer in counts else routing.counts
     losses = add_losses(parts)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
+    if ranks is None:
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
+    else:
+        losses, counts = losses.summed(ranks), ranks.sum_counts(counts)
+        norm = ranks.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
     if not (losses.total.isfinite() and norm.isfinite()):
         raise TrainingError(
             f"training diverges: at step {step + 1} the loss is {losses.total.item():g} and the gradient norm "

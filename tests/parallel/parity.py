@@ -1,0 +1,132 @@
+"""A short training on any layout, and the same in one process: what the parity tests compare.
+
+One model, eight documents or packs a step. The one process takes them as a single microbatch; ranks take theirs in as many
+microbatches as they are told.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ling.config.parallel import ParallelConfig
+from ling.config.recipe import Recipe
+from ling.config.training import OptimConfig, TrainConfig
+from ling.model import CausalLM
+from ling.optim.adamw import build_adamw
+from ling.parallel.layout import plan_layout
+from ling.parallel.ranks import Ranks
+from ling.parallel.shard import parallelize
+from ling.testing.models import tiny_config, tiny_model
+from ling.train.batch import TrainBatch, build_batch
+from ling.train.step import train_step
+
+STEPS = 5
+UNITS = 8
+"""Sequences of a step."""
+
+LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
+    "fsdp2": (2, {}),
+    "hsdp2x2": (4, {"data_parallel_replicate": 2}),
+    "ep2": (2, {"data_parallel_replicate": 2, "expert": 2}),
+    "ep4": (4, {"expert": 4}),
+    "fsdp2xep2": (4, {"expert": 2}),
+}
+"""By name: ranks, and what is set in the section `parallel`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to; tensors are whole."""
+
+    losses: list[list[float]]
+    """Per step: total, main, z-loss, then per MTP depth the loss and the share of right answers."""
+    norms: list[float]
+    counts: list[dict[int, Tensor]]
+    gradients: dict[str, Tensor]
+    """Of the first step, clipped."""
+    weights: dict[str, Tensor]
+    """In the end, expert biases included."""
+
+
+def recipe_for(mtp_depth: int) -> Recipe:
+    # AdamW divides a gradient by its size: with an eps of 1e-8 the rounding of a gradient of 1e-9 would be a whole step.
+    optim = OptimConfig(lr=1e-2, warmup_steps=2, eps=1e-4, clip_grad_norm=0.5, router_z_loss=1e-2)
+    model = tiny_config(num_nextn_predict_layers=mtp_depth, mtp_loss_scaling_factor=0.3 if mtp_depth else 0.0)
+    return Recipe(model=model, optim=optim, train=TrainConfig(steps=STEPS))
+
+
+@functools.cache
+def _units(step: int, packed: bool) -> list[list[list[int]]]:
+    """Return the documents of each sequence of a step: one, or several of different lengths."""
+    generator = torch.Generator().manual_seed(100 + step)
+
+    def document(low: int, high: int) -> list[int]:
+        n = int(torch.randint(low, high, (), generator=generator))
+        return torch.randint(2, 128, (n,), generator=generator).tolist()
+
+    return [[document(2, 9) for _ in range(3)] if packed else [document(6, 18)] for _ in range(UNITS)]
+
+
+def batches_of(step: int, packed: bool, mtp_depth: int, rank: int, ranks: int, pieces: int) -> list[TrainBatch]:
+    """Return a rank's microbatches: with one rank and one piece, the whole step in one."""
+    units = _units(step, packed)
+    per_batch = UNITS // (ranks * pieces)
+    batches = []
+    for piece in range(pieces):
+        first = (piece * ranks + rank) * per_batch
+        documents = [d for unit in units[first : first + per_batch] for d in unit]
+        # The first tokens of some documents are not learnt, so that ranks learn different numbers of slots.
+        masks = [[i >= len(d) % 4 for i in range(len(d))] for d in documents]
+        batches.append(build_batch(documents, masks, mtp_depth))
+    return batches
+
+
+def train(
+    layout: str | None, recompute: str = "none", pieces: int = 1, packed: bool = False, mtp_depth: int = 1
+) -> Trained:
+    """Train for five steps: on the ranks of a layout, or (None) in this process alone."""
+    recipe = recipe_for(mtp_depth)
+    model: CausalLM = tiny_model(
+        num_nextn_predict_layers=mtp_depth, mtp_loss_scaling_factor=0.3 if mtp_depth else 0.0
+    )
+    ranks = None
+    if layout is not None:
+        world_size, sizes = LAYOUTS[layout]
+        parallel = ParallelConfig(recompute=recompute, **sizes)  # type: ignore[arg-type]
+        ranks = Ranks(plan_layout(parallel, recipe.model, world_size))
+        model = parallelize(model, ranks)
+    optimizer = build_adamw(model, recipe.optim)
+    gradients: dict[str, Tensor] = {}
+
+    def keep(*_: Any) -> None:
+        if not gradients:
+            gradients.update({n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None})
+
+    optimizer.register_step_pre_hook(keep)
+    losses, norms, counts = [], [], []
+    for step in range(STEPS):
+        where = (ranks.data_rank, ranks.data_size) if ranks else (0, 1)
+        batches = batches_of(step, packed, mtp_depth, *where, pieces)
+        result = train_step(model, optimizer, batches, recipe, step, ranks)
+        found = result.losses
+        numbers = [found.total, found.main, found.z_loss, *found.mtp, *found.mtp_correct_fraction]
+        losses.append([float(n) for n in numbers])
+        norms.append(float(result.grad_norm))
+        counts.append({layer: c.clone() for layer, c in result.counts.items()})
+    return Trained(losses, norms, counts, gradients, {n: whole(t) for n, t in model.state_dict().items()})
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a copy of all of a tensor, gathered from the ranks."""
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.detach().clone()
+
+
+def train_and_keep_first(*arguments: Any) -> Trained | None:
+    """Train; only rank 0 returns something."""
+    trained = train(*arguments)
+    return trained if torch.distributed.get_rank() == 0 else None
