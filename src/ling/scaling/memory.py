@@ -32,7 +32,7 @@ class Bytes:
     """Float32 copies of parameters that are kept in fewer bytes."""
     moments: float = 0
     gathered: float = 0
-    """Weights of the blocks that run, whole and in the compute dtype, and their gradients before they are shared out."""
+    """Whole weights of the blocks that run, in the compute dtype, and their gradients before they are shared out."""
     dense: float = 0
     """Activations of dense blocks."""
     sparse: float = 0
@@ -89,7 +89,9 @@ class _Walk:
         )
         self.accumulates = work.microbatches > 1 or precision.sharded == "optimizer"
         self.units = (*stage.blocks, *stage.mtp)
-        self.bytes = [block_bytes(model, unit.kind, work, layout, precision) for unit in self.units]
+        kinds = {unit.kind for unit in self.units}
+        by_kind = {kind: block_bytes(model, kind, work, layout, precision) for kind in kinds}
+        self.bytes: list[BlockBytes] = [by_kind[unit.kind] for unit in self.units]
         self.held = dict.fromkeys((f.name for f in fields(Bytes)), 0.0)
         self.noted: dict[str, Bytes] = {}
 
@@ -105,7 +107,7 @@ class _Walk:
         moment = max(self.noted, key=lambda name: self.noted[name].total)
         totals = {name: held.total for name, held in self.noted.items()}
         return MemoryPlan(
-            peak=self.noted[moment], moment=moment, resting=resting, stage=self.stage.index, totals=totals
+            peak=self.noted[moment], moment=moment, resting=resting, stage=self.stage.number, totals=totals
         )
 
     # ---- parts of a step ----
@@ -127,7 +129,7 @@ class _Walk:
         if self.gathers:  # embedding and head are needed first and last, and stay
             roots = [u for u in self.stage.units if u not in self.units]
             self._hold("gathered", self.precision.compute_bytes * sum(u.total for u in roots))
-        in_flight = min(self.work.microbatches, self.layout.pipeline - self.stage.index)
+        in_flight = min(self.work.microbatches, self.layout.pipeline - self.stage.number)
         for unit, b in zip(self.units, self.bytes):  # forward done, backward still to come
             self._hold(_category(unit), (in_flight - 1) * (b.kept + b.outputs))
 

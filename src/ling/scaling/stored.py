@@ -62,7 +62,8 @@ def block_unit(model: ModelConfig, layer: int) -> Unit:
 class Stage(NamedTuple):
     """What the ranks of one pipeline stage hold."""
 
-    index: int
+    number: int
+    """Counted from 0."""
     embedding: Unit | None
     """On the first stage, and as a copy on the last one for MTP."""
     blocks: tuple[Unit, ...]

@@ -36,5 +36,5 @@ def shard(model: CausalLM, layout: Layout, precision: Precision) -> None:
     for block in model.model.layers:
         # An MTP block is entered through `predict`, around its own call: its halves are gathered each on its own.
         for unit in (block.attention, block.mlp) if isinstance(block, MtpBlock) else (block,):
-            fully_shard(unit, mesh=mesh, mp_policy=policy)  # type: ignore[arg-type]
+            fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
