@@ -25,6 +25,7 @@ from ling.cli.download import download
 from ling.cli.export import export
 from ling.cli.generate import generate
 from ling.cli.merge import merge
+from ling.cli.plan import plan
 from ling.errors import LingError
 from ling.version import __version__
 
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, chat, generate, convert, merge, export, doctor, download, config):
+for command in (demo, chat, generate, convert, merge, export, doctor, download, config, plan):
     app.command()(command)
 
 

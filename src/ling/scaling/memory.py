@@ -158,9 +158,9 @@ class _Walk:
         for b in self.bytes:
             self._hold("working", b.logits)
         if not p.chunked_loss:
-            # Per head: logits in the compute dtype and their softmax in float32, whose gradient is cast once more.
-            whole = heads * self.N * V * (p.compute_bytes + 4)
-            self._note("loss", loss=whole + self.N * V * p.compute_bytes)
+            # Each head's softmax stays in float32; the last one's logits are there too, and for a moment a second
+            # float32 copy: Megatron's compiled exponential makes one and copies it back (its own later remark).
+            self._note("loss", loss=self.N * V * (4 * heads + p.compute_bytes + 4))
             self._hold("loss", heads * self.stream)
             return
         low = p.compute_bytes if p.compute_bytes < 4 else 0

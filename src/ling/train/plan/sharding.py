@@ -15,16 +15,18 @@ from ling.scaling.layout import Layout
 from ling.scaling.precision import Precision
 
 
-def shard(model: CausalLM, layout: Layout, precision: Precision) -> None:
-    """Shard `model` in place over the process group at hand: each block on its own, the rest with the root."""
+def why_not(layout: Layout) -> str | None:
+    """Return None, or what of `layout` cannot be built yet."""
     for name, size in layout.axes():
         if size > 1 and not name.startswith("data_parallel"):
-            raise ConfigError(
-                f"cannot simulate parallel.{name} {size}: simulation builds data-parallel layouts so far; "
-                "leave out --simulate for a prediction"
-            )
-    if layout.recompute == "selective":
-        raise ConfigError("cannot simulate recompute selective: simulation knows none and full so far")
+            return f"parallel.{name} {size}: only data-parallel layouts so far"
+    return "recompute selective: only none and full so far" if layout.recompute == "selective" else None
+
+
+def shard(model: CausalLM, layout: Layout, precision: Precision) -> None:
+    """Shard `model` in place over the process group at hand: each block on its own, the rest with the root."""
+    if (reason := why_not(layout)) is not None:
+        raise ConfigError(f"cannot simulate {reason}; leave out --simulate for a prediction")
     if layout.gpus == 1 and precision.parameter == precision.compute_bytes:
         return
     if layout.data_parallel_replicate > 1:

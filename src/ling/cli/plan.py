@@ -1,0 +1,301 @@
+"""`ling plan`: memory, speed and layouts of a training run, before there is a machine to try them on."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ling.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ling.config import ModelConfig
+    from ling.scaling.hardware import Hardware
+    from ling.scaling.precision import Precision
+    from ling.scaling.search import Candidate, Plan, Request
+    from ling.train.plan.simulate import Simulation
+
+PrecisionName = Literal["float32", "bfloat16", "megatron_bf16", "megatron_fp8"]
+_GIB = 2**30
+
+
+def plan(
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...")] = None,
+    preset: Annotated[str | None, typer.Option(help="Named shape, such as ling_mini or tiny.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="YAML recipe laid over the preset.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Devices in all.")] = 1,
+    gpu: Annotated[str, typer.Option(help="h100, h200, h800, a100, b200; cpu: this machine, measured.")] = "h100",
+    sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens; the context up to 4096.")] = None,
+    global_batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per step; 16 per device.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass; searched.")] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="What is kept per weight: ours, or the published trainer's.")
+    ] = None,
+    shard: Annotated[int | None, typer.Option(min=1, help="Fix parallel.data_parallel_shard.")] = None,
+    replicate: Annotated[int | None, typer.Option(min=1, help="Fix parallel.data_parallel_replicate.")] = None,
+    expert: Annotated[int | None, typer.Option(min=1, help="Fix parallel.expert.")] = None,
+    tensor: Annotated[int | None, typer.Option(min=1, help="Fix parallel.tensor.")] = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Fix parallel.context.")] = None,
+    pipeline: Annotated[int | None, typer.Option(min=1, help="Fix parallel.pipeline.")] = None,
+    recompute: Annotated[
+        Literal["none", "selective", "full"] | None, typer.Option(help="Fix what is computed twice.")
+    ] = None,
+    imbalance: Annotated[float, typer.Option(min=1.0, help="Rows of the busiest expert rank over the mean.")] = 1.0,
+    top: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 8,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Build the best layout without data, for bytes.")
+    ] = False,
+    published: Annotated[bool, typer.Option("--published", help="Predict the published figures instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Predict memory per GPU and tokens per second, and find the layouts that fit."""
+    if published:
+        _print_published(as_json)
+        return
+    from ling.config.recipe import load_recipe
+    from ling.scaling.precision import PRECISIONS
+    from ling.scaling.search import Request, search
+
+    model = load_recipe(preset_name=preset, file=recipe, overrides=overrides or []).model
+    device = _device(gpu)
+    name = precision or ("float32" if gpu == "cpu" else "bfloat16")
+    fixed = {
+        "data_parallel_shard": shard, "data_parallel_replicate": replicate, "expert": expert, "tensor": tensor,
+        "context": context, "pipeline": pipeline, "recompute": recompute,
+    }  # fmt: skip
+    request = Request(
+        gpus=gpus,
+        sequence_length=sequence_length or min(4096, model.max_position_embeddings),
+        global_batch_size=global_batch_size or 16 * gpus,
+        micro_batch=micro_batch,
+        fixed={key: value for key, value in fixed.items() if value is not None},
+        imbalance=imbalance,
+    )
+    found = search(model, request, PRECISIONS[name], device)
+    chosen, simulated = _simulate(model, found, PRECISIONS[name]) if simulate else (None, None)
+    if as_json:
+        print(json.dumps(_as_tree(found, top, simulated), indent=2, allow_nan=False))
+        return
+    _print_plan(found, request, device, name, top)
+    if chosen is not None and simulated is not None:
+        _print_simulation(chosen, simulated)
+
+
+def _device(gpu: str) -> "Hardware":
+    from ling.scaling.hardware import hardware
+
+    if gpu != "cpu":
+        return hardware(gpu)
+    from ling.train.plan.probe import probe_cpu
+
+    return probe_cpu()
+
+
+def _simulate(model: "ModelConfig", found: "Plan", precision: "Precision") -> "tuple[Candidate, Simulation]":
+    """Simulate the best layout that today's code can build."""
+    from ling.train.plan.sharding import why_not
+    from ling.train.plan.simulate import simulate
+
+    candidates = [*found.fitting, *found.too_large]
+    chosen = next((c for c in candidates if why_not(c.layout) is None), None)
+    if chosen is None:
+        raise ConfigError(
+            f"cannot simulate {why_not(candidates[0].layout)}; leave out --simulate, or fix the layout with "
+            "--expert 1 --tensor 1 --context 1 --pipeline 1 --recompute none"
+        )
+    if chosen is not candidates[0]:
+        print(
+            f"simulating {chosen.layout}: not {candidates[0].layout}, {why_not(candidates[0].layout)}", file=sys.stderr
+        )
+    with Console(stderr=True).status(f"building {chosen.layout} without data"):
+        return chosen, simulate(model, chosen.layout, chosen.work, precision)
+
+
+# ---- tables ----
+
+
+def _print_plan(found: "Plan", request: "Request", device: "Hardware", precision: str, top: int) -> None:
+    console = Console(width=120, highlight=False)
+    console.print(
+        f"{request.gpus} x {device.name}, {precision}, {request.global_batch_size} sequences of "
+        f"{request.sequence_length} per step; {device.usable_bytes / _GIB:.1f} of {device.memory_gib:.1f} GiB for tensors. "
+        "Predictions, not measurements."
+    )
+    if found.fitting:
+        console.print(_layouts(found.fitting[:top]))
+        best = found.fitting[0]
+        console.print(f"\nMemory of the first at its fullest, {best.memory.moment}:")
+        console.print(_memory(best))
+        console.print("\nTime of a step:")
+        console.print(_time(best))
+    if more := len(found.fitting) - top:
+        console.print(f"\n{more} more fit; --top shows them." if more > 0 else "", end="\n" if more > 0 else "")
+    if found.too_large:
+        console.print(f"\nDo not fit, the nearest first ({len(found.too_large)} in all):")
+        for candidate in found.too_large[:top]:
+            console.print("  " + _why(candidate, device))
+    if not found.fitting:
+        console.print(
+            "\nNothing fits. More GPUs, shorter sequences, or --precision with fewer bytes per weight may help."
+        )
+
+
+def _layouts(candidates: "list[Candidate]") -> Table:
+    table = _table("layout", "recompute", "micro-batch", "GiB", "tokens/s", "per GPU", "MFU %", "bound by")
+    for column in table.columns[2:7]:
+        column.justify = "right"
+    for c in candidates:
+        table.add_row(
+            str(c.layout),
+            c.layout.recompute,
+            f"{c.work.micro_batch} x {c.work.microbatches}",
+            f"{c.memory.peak.total / _GIB:.1f}",
+            f"{c.step.tokens_per_second:,.0f}",
+            f"{c.step.tokens_per_second_per_gpu:,.0f}",
+            f"{c.step.mfu_percent:.1f}",
+            c.step.binding.replace("_", " "),
+        )
+    return table
+
+
+def _memory(candidate: "Candidate") -> Table:
+    table = _table("category", "GiB")
+    table.columns[1].justify = "right"
+    for field in dataclasses.fields(candidate.memory.peak):
+        if amount := getattr(candidate.memory.peak, field.name):
+            table.add_row(_CATEGORIES.get(field.name, field.name), f"{amount / _GIB:.2f}")
+    table.add_row("in all", f"{candidate.memory.peak.total / _GIB:.2f}")
+    table.add_row("between steps", f"{candidate.memory.resting.total / _GIB:.2f}")
+    return table
+
+
+_CATEGORIES = {
+    "master": "master weights",
+    "gathered": "gathered weights, with their gradients",
+    "dense": "activations, dense blocks",
+    "sparse": "activations, blocks with experts",
+    "mtp": "activations, MTP",
+    "loss": "loss, a chunk of logits",
+    "dispatch": "dispatch between expert ranks",
+    "working": "the operation at hand",
+}
+
+
+def _time(candidate: "Candidate") -> Table:
+    from ling.scaling.roofline import TERMS
+
+    table = _table("term", "ms", "%")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, seconds in sorted(candidate.step.terms.items(), key=lambda item: -item[1]):
+        if seconds:
+            share = 100 * seconds / candidate.step.seconds
+            table.add_row(f"{name.replace('_', ' ')}: {TERMS[name]}", f"{1000 * seconds:,.1f}", f"{share:.1f}")
+    return table
+
+
+def _why(candidate: "Candidate", device: "Hardware") -> str:
+    from ling.scaling.memory import largest_categories
+
+    peak = candidate.memory.peak
+    named = ", ".join(f"{_CATEGORIES.get(k, k)} {v / _GIB:.1f}" for k, v in largest_categories(peak))
+    return (
+        f"{candidate.layout}: needs {peak.total / _GIB:.1f} GiB with recompute {candidate.layout.recompute}, "
+        f"{(peak.total - device.usable_bytes) / _GIB:.1f} too many; {named}"
+    )
+
+
+def _print_simulation(candidate: "Candidate", simulated: "Simulation") -> None:
+    console = Console(width=120, highlight=False)
+    console.print(
+        f"\nSimulated: {candidate.layout}, recompute {candidate.layout.recompute}, "
+        f"{candidate.work.micro_batch} sequences; it constructs and steps ({simulated.seconds:.0f} s)."
+    )
+    table = _table("category", "GiB, exact for tensors")
+    table.columns[1].justify = "right"
+    for field in dataclasses.fields(simulated):
+        if field.name != "seconds":
+            table.add_row(field.name.replace("total", "in all"), f"{getattr(simulated, field.name) / _GIB:.2f}")
+    table.add_row("predicted in all", f"{candidate.memory.peak.total / _GIB:.2f}")
+    console.print(table)
+
+
+def _print_published(as_json: bool) -> None:
+    from ling.scaling.hardware import HARDWARE
+    from ling.scaling.published import LOG_ALLOCATED, LOG_MAX_ALLOCATED, PUBLISHED_GPU, reproduce_log, reproduce_table
+
+    rows, log = reproduce_table(), reproduce_log()
+    if as_json:
+        tree = [
+            {
+                "model": row.model, "mtp_layers": row.mtp_layers, "gpus": row.gpus, "published": row.published,
+                "predicted": row.predicted.tokens_per_second, "ratio": row.ratio, "fitted": row.fitted,
+            }
+            for row in rows
+        ]  # fmt: skip
+        memory = {"resting_ratio": log.resting_ratio, "peak_ratio": log.peak_ratio}
+        print(json.dumps({"throughput": tree, "log": memory}, indent=2))
+        return
+    console = Console(width=120, highlight=False)
+    console.print(
+        f"Published tokens per second, and predictions for {HARDWARE[PUBLISHED_GPU].name}, the GPU assumed there."
+    )
+    table = _table("model", "MTP", "GPUs", "published", "predicted", "predicted / published", "bound by")
+    for column in table.columns[2:6]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(
+            row.model,
+            str(row.mtp_layers),
+            str(row.gpus),
+            f"{row.published:,.0f}",
+            f"{row.predicted.tokens_per_second:,.0f}",
+            f"{row.ratio:.2f}" + (" (fitted)" if row.fitted else ""),
+            row.predicted.binding.replace("_", " "),
+        )
+    console.print(table)
+    console.print(
+        "\nOne constant is fitted, to the row marked so. The others are predictions of what the layout could do."
+    )
+    console.print("\nMemory that the published 8K log prints (8 GPUs, MTP, everything recomputed), GB:")
+    table = _table("moment", "logged", "predicted", "predicted / logged")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    resting, peak = log.memory.resting.total, log.memory.peak.total
+    table.add_row("between steps", f"{LOG_ALLOCATED / 1e9:.1f}", f"{resting / 1e9:.1f}", f"{log.resting_ratio:.3f}")
+    table.add_row("fullest", f"{LOG_MAX_ALLOCATED / 1e9:.1f}", f"{peak / 1e9:.1f}", f"{log.peak_ratio:.3f}")
+    console.print(table)
+    named = [(f.name, getattr(log.memory.peak, f.name) / 1e9) for f in dataclasses.fields(log.memory.peak)]
+    parts = ", ".join(f"{_CATEGORIES.get(k, k)} {v:.1f}" for k, v in sorted(named, key=lambda p: -p[1]) if v >= 0.05)
+    console.print(f"  at its fullest, {log.memory.moment}: {parts}")
+
+
+def _table(*columns: str) -> Table:
+    return Table(*columns, box=None, header_style="bold", pad_edge=False)
+
+
+def _as_tree(found: "Plan", top: int, simulated: "Simulation | None") -> dict[str, Any]:
+    def one(c: "Candidate") -> dict[str, Any]:
+        return {
+            "layout": dataclasses.asdict(c.layout),
+            "micro_batch": c.work.micro_batch,
+            "microbatches": c.work.microbatches,
+            "fits": c.fits,
+            "peak_bytes": dataclasses.asdict(c.memory.peak) | {"total": c.memory.peak.total},
+            "peak_moment": c.memory.moment,
+            "resting_bytes": c.memory.resting.total,
+            "tokens_per_second": c.step.tokens_per_second,
+            "mfu_percent": c.step.mfu_percent,
+            "seconds": c.step.terms,
+            "bound_by": c.step.binding,
+        }
+
+    return {
+        "fitting": [one(c) for c in found.fitting[:top]],
+        "too_large": [one(c) for c in found.too_large[:top]],
+        "simulated": None if simulated is None else dataclasses.asdict(simulated),
+    }
