@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ling.train.plan.simulate import Simulation
 
 PrecisionName = Literal["float32", "bfloat16", "megatron_bf16", "megatron_fp8"]
-_GIB = 2**30
+_GIB, _MIB = 2**30, 2**20
 
 
 def plan(
@@ -80,7 +80,7 @@ def plan(
     if as_json:
         print(json.dumps(_as_tree(found, top, simulated), indent=2, allow_nan=False))
         return
-    _print_plan(found, request, device, name, top)
+    _print_plan(model, found, request, device, name, top)
     if chosen is not None and simulated is not None:
         _print_simulation(chosen, simulated)
 
@@ -118,11 +118,16 @@ def _simulate(model: "ModelConfig", found: "Plan", precision: "Precision") -> "t
 # ---- tables ----
 
 
-def _print_plan(found: "Plan", request: "Request", device: "Hardware", precision: str, top: int) -> None:
+def _print_plan(
+    model: "ModelConfig", found: "Plan", request: "Request", device: "Hardware", precision: str, top: int
+) -> None:
+    from ling.scaling.parameters import count_parameters
+
     console = Console(width=120, highlight=False)
     console.print(
-        f"{request.gpus} x {device.name}, {precision}, {request.global_batch_size} sequences of "
-        f"{request.sequence_length} per step; {device.usable_bytes / _GIB:.1f} of {device.memory_gib:.1f} GiB for tensors. "
+        f"{count_parameters(model).total_with_mtp:,} parameters, {precision}, on {request.gpus} x "
+        f"{device.name}: {request.global_batch_size} sequences of {request.sequence_length} per step.\n"
+        f"{device.usable_bytes / _GIB:.1f} of {device.memory_gib:.1f} GiB are for tensors. "
         "Predictions, not measurements."
     )
     if found.fitting:
@@ -132,8 +137,8 @@ def _print_plan(found: "Plan", request: "Request", device: "Hardware", precision
         console.print(_memory(best))
         console.print("\nTime of a step:")
         console.print(_time(best))
-    if more := len(found.fitting) - top:
-        console.print(f"\n{more} more fit; --top shows them." if more > 0 else "", end="\n" if more > 0 else "")
+    if (more := len(found.fitting) - top) > 0:
+        console.print(f"\n{more} more fit; --top shows them.")
     if found.too_large:
         console.print(f"\nDo not fit, the nearest first ({len(found.too_large)} in all):")
         for candidate in found.too_large[:top]:
@@ -145,7 +150,8 @@ def _print_plan(found: "Plan", request: "Request", device: "Hardware", precision
 
 
 def _layouts(candidates: "list[Candidate]") -> Table:
-    table = _table("layout", "recompute", "micro-batch", "GiB", "tokens/s", "per GPU", "MFU %", "bound by")
+    word, unit = _unit(max(c.memory.peak.total for c in candidates))
+    table = _table("layout", "recompute", "micro-batch", word, "tokens/s", "per GPU", "MFU %", "bound by")
     for column in table.columns[2:7]:
         column.justify = "right"
     for c in candidates:
@@ -153,7 +159,7 @@ def _layouts(candidates: "list[Candidate]") -> Table:
             str(c.layout),
             c.layout.recompute,
             f"{c.work.micro_batch} x {c.work.microbatches}",
-            f"{c.memory.peak.total / _GIB:.1f}",
+            f"{c.memory.peak.total / unit:.1f}",
             f"{c.step.tokens_per_second:,.0f}",
             f"{c.step.tokens_per_second_per_gpu:,.0f}",
             f"{c.step.mfu_percent:.1f}",
@@ -163,14 +169,21 @@ def _layouts(candidates: "list[Candidate]") -> Table:
 
 
 def _memory(candidate: "Candidate") -> Table:
-    table = _table("category", "GiB")
+    peak = candidate.memory.peak
+    word, unit = _unit(peak.total)
+    table = _table("category", word)
     table.columns[1].justify = "right"
-    for field in dataclasses.fields(candidate.memory.peak):
-        if amount := getattr(candidate.memory.peak, field.name):
-            table.add_row(_CATEGORIES.get(field.name, field.name), f"{amount / _GIB:.2f}")
-    table.add_row("in all", f"{candidate.memory.peak.total / _GIB:.2f}")
-    table.add_row("between steps", f"{candidate.memory.resting.total / _GIB:.2f}")
+    for field in dataclasses.fields(peak):
+        if amount := getattr(peak, field.name):
+            table.add_row(_CATEGORIES.get(field.name, field.name), f"{amount / unit:.2f}")
+    table.add_row("in all", f"{peak.total / unit:.2f}")
+    table.add_row("between steps", f"{candidate.memory.resting.total / unit:.2f}")
     return table
+
+
+def _unit(largest: float) -> tuple[str, int]:
+    """Return the unit that shows a column whose largest entry is this."""
+    return ("GiB", _GIB) if largest >= _GIB else ("MiB", _MIB)
 
 
 _CATEGORIES = {
@@ -194,7 +207,11 @@ def _time(candidate: "Candidate") -> Table:
     for name, seconds in sorted(candidate.step.terms.items(), key=lambda item: -item[1]):
         if seconds:
             share = 100 * seconds / candidate.step.seconds
-            table.add_row(f"{name.replace('_', ' ')}: {TERMS[name]}", f"{1000 * seconds:,.1f}", f"{share:.1f}")
+            table.add_row(
+                f"{name.replace('_', ' ')}: {TERMS[name]}",
+                f"{1000 * seconds:,.3g}" if seconds < 0.1 else f"{1000 * seconds:,.0f}",
+                f"{share:.1f}",
+            )
     return table
 
 
@@ -215,12 +232,13 @@ def _print_simulation(candidate: "Candidate", simulated: "Simulation") -> None:
         f"\nSimulated: {candidate.layout}, recompute {candidate.layout.recompute}, "
         f"{candidate.work.micro_batch} sequences; it constructs and steps ({simulated.seconds:.0f} s)."
     )
-    table = _table("category", "GiB, exact for tensors")
+    word, unit = _unit(simulated.total)
+    table = _table("category", word)
     table.columns[1].justify = "right"
     for field in dataclasses.fields(simulated):
         if field.name != "seconds":
-            table.add_row(field.name.replace("total", "in all"), f"{getattr(simulated, field.name) / _GIB:.2f}")
-    table.add_row("predicted in all", f"{candidate.memory.peak.total / _GIB:.2f}")
+            table.add_row(field.name.replace("total", "in all"), f"{getattr(simulated, field.name) / unit:.2f}")
+    table.add_row("predicted in all", f"{candidate.memory.peak.total / unit:.2f}")
     console.print(table)
 
 

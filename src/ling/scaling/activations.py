@@ -42,6 +42,8 @@ class HalfBlock(NamedTuple):
     """Beside it at the largest moment of backward, without the gradients of its weights."""
     dispatch: float = 0
     """Buffers that carry rows between expert ranks, each way."""
+    backward_first: float = 0
+    """As `backward`, while no gradient of a weight has been made."""
 
 
 class BlockBytes(NamedTuple):
@@ -120,8 +122,9 @@ def _dense(model: ModelConfig, N: int, layout: Layout, precision: Precision) -> 
 
 def _swiglu(width: int, N: int, precision: Precision) -> HalfBlock:
     b = precision.compute_bytes
-    saved = 2 if precision.fused else 4  # gate and up; also the gate's silu and the product
-    return HalfBlock(N * b * saved * width, N * b * 2 * width, N * b * 4 * width)
+    # Gate and up; without fusion also the gate's silu and the product, which backward frees as it goes.
+    saved, backward = (2, 4) if precision.fused else (4, 2)
+    return HalfBlock(N * b * saved * width, N * b * 2 * width, N * b * backward * width)
 
 
 def _with_norm(model: ModelConfig, N: int, precision: Precision, inner: HalfBlock) -> HalfBlock:
@@ -132,6 +135,7 @@ def _with_norm(model: ModelConfig, N: int, precision: Precision, inner: HalfBloc
         inner.forward + N * b * H,
         inner.backward + N * b * 2 * H,
         inner.dispatch,
+        inner.backward_first + N * b * 2 * H,
     )
 
 
@@ -146,16 +150,18 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
     if precision.fused:
         rows = R * (b * (H + 2 * F) + 4 + 2 * INDEX)  # gathered rows, gate and up, weight, both orders
         forward = R * b * (2 * F + H) + N * b * H
-        backward = R * b * (2 * H + 5 * F) + N * b * H
+        backward, first = R * b * (2 * H + 5 * F) + N * b * H, 0.0
     else:
         router += 4 * N * H  # the router's input in float32
         rows = R * (b * (H + 4 * F) + 4 * H + 2 * INDEX)  # ... silu, product; outputs per pair in float32
         forward = R * b * 2 * H
-        backward = R * 8 * H + 2 * N * 4 * H  # gradients of those outputs and, for a moment, of their weights
+        first = R * 8 * H + 2 * N * 4 * H  # gradients of those outputs and, for a moment, of their weights
+        backward = max(0.0, R * (b * (2 * H + 4 * F) - 4 * H))  # by then the outputs themselves are gone
     shared = _swiglu(model.shared_expert_dim // layout.tensor, N, precision)
     # Backward runs the shared expert first, so what that saved is gone when the experts are at their fullest.
     backward = max(shared.backward, backward - shared.saved)
-    inner = HalfBlock(router + rows + shared.saved, forward, backward, _dispatch(model, N, R / (N * k), layout, b))
+    dispatch = _dispatch(model, N, R / (N * k), layout, b)
+    inner = HalfBlock(router + rows + shared.saved, forward, backward, dispatch, max(0.0, first - shared.saved))
     return _with_norm(model, N, precision, inner)
 
 

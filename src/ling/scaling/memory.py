@@ -15,7 +15,7 @@ from ling.config import ModelConfig
 from ling.scaling.activations import INDEX, BlockBytes, Workload, block_bytes, norm_bytes, tokens_per_rank
 from ling.scaling.layout import Layout, check_layout
 from ling.scaling.precision import Precision
-from ling.scaling.stored import Stage, Unit, split_into_stages
+from ling.scaling.stored import Stage, Unit, distinct_stages, split_into_stages
 
 CHUNK_ELEMENTS, MIN_CHUNK_ROWS = 2**21, 64
 """Logits at once, and fewest rows (ling.ops.torch.cross_entropy)."""
@@ -50,7 +50,10 @@ class Bytes:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, f.name) for f in fields(self))
+        return sum(getattr(self, name) for name in CATEGORIES)
+
+
+CATEGORIES = tuple(f.name for f in fields(Bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ class MemoryPlan:
 def plan_memory(model: ModelConfig, layout: Layout, work: Workload, precision: Precision) -> MemoryPlan:
     """Predict the memory of one step; ConfigError if `model` cannot be divided so."""
     check_layout(model, layout, work.sequence_length)
-    stages = split_into_stages(model, layout)
+    stages = distinct_stages(split_into_stages(model, layout))
     plans = [_Walk(model, stage, layout, work, precision).plan() for stage in stages]
     return max(plans, key=lambda plan: plan.peak.total)
 
@@ -92,8 +95,8 @@ class _Walk:
         kinds = {unit.kind for unit in self.units}
         by_kind = {kind: block_bytes(model, kind, work, layout, precision) for kind in kinds}
         self.bytes: list[BlockBytes] = [by_kind[unit.kind] for unit in self.units]
-        self.held = dict.fromkeys((f.name for f in fields(Bytes)), 0.0)
-        self.noted: dict[str, Bytes] = {}
+        self.held = dict.fromkeys(CATEGORIES, 0.0)
+        self.noted: dict[str, dict[str, float]] = {}
 
     def plan(self) -> MemoryPlan:
         self._keep_state()
@@ -104,10 +107,10 @@ class _Walk:
             self._losses()
         self._backward()
         self._finish(resting)
-        moment = max(self.noted, key=lambda name: self.noted[name].total)
-        totals = {name: held.total for name, held in self.noted.items()}
+        totals = {name: sum(held.values()) for name, held in self.noted.items()}
+        moment = max(totals, key=lambda name: totals[name])
         return MemoryPlan(
-            peak=self.noted[moment], moment=moment, resting=resting, stage=self.stage.number, totals=totals
+            peak=Bytes(**self.noted[moment]), moment=moment, resting=resting, stage=self.stage.number, totals=totals
         )
 
     # ---- parts of a step ----
@@ -185,6 +188,11 @@ class _Walk:
             common = {"gathered": whole + made} if self.gathers else {"gradients": made}
             self._hold(category, -b.kept)
             self._note(
+                f"backward of {name}, feed-forward, before its gradients",
+                {category: b.saved + again, "dispatch": b.feed_forward.dispatch, "gathered": whole},
+                working=b.feed_forward.backward_first,
+            )
+            self._note(
                 f"backward of {name}, feed-forward",
                 {category: b.saved + again, "dispatch": b.feed_forward.dispatch, **common},
                 working=b.feed_forward.backward,
@@ -209,7 +217,7 @@ class _Walk:
             extra = p.compute_bytes * self.vocabulary * reads
             self._note("reducing embedding and head", gathered=extra + p.gradient * roots)
         held = sum(b.outputs for b in self.bytes) + self.stream * (1 + len(self.stage.mtp))
-        self.held = {f.name: getattr(resting, f.name) for f in fields(Bytes)}
+        self.held = {name: getattr(resting, name) for name in CATEGORIES}
         if p.sharded == "all":
             self._hold("gradients", sum(self._gradient(u) for u in self.stage.units))
         self._note("update", working=held)
@@ -253,7 +261,7 @@ class _Walk:
         for added in (more or {}, extra):
             for name, amount in added.items():
                 held[name] += amount
-        self.noted[moment] = Bytes(**held)
+        self.noted[moment] = held
 
 
 def _category(unit: Unit) -> str:
@@ -262,5 +270,5 @@ def _category(unit: Unit) -> str:
 
 def largest_categories(held: Bytes, count: int = 2) -> Sequence[tuple[str, float]]:
     """Return names and bytes of the largest categories."""
-    named = [(f.name, float(getattr(held, f.name))) for f in fields(held)]
+    named = [(name, float(getattr(held, name))) for name in CATEGORIES]
     return sorted(named, key=lambda item: -item[1])[:count]

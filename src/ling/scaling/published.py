@@ -1,12 +1,12 @@
 """The published training figures beside what the same planner predicts for them. Predictions, not measurements.
 
-Figures: the Ling-V2 repository's table of tokens per second on 8, 16 and 32 "80G GPUs" at sequence length 4096 and global
-batches 128, 256 and 512 (spec: training.md 2), and the log of its 8K script.
+Figures: the Ling-V2 repository's table of tokens per second on 8, 16 and 32 "80G GPUs" at sequence length 4096 and
+global batches 128, 256 and 512 (spec: training.md 2), and the log of its 8K script.
 
-The GPU is not named there; H800 is assumed, on which the authors' kernels were measured. Ling-mini runs as its 4K script
-says: 8 expert ranks, one sequence per microbatch, the sparse layers recomputed. The dense models' layouts are not
-published: data parallel without recompute is assumed. One constant, `hardware.DENSE_GEMM`, is fitted to one figure,
-Llama-3.1-8B on 8 GPUs. Every other row follows.
+The GPU is not named there; H800 is assumed, on which the authors' kernels were measured. Ling-mini runs as its 4K
+script says: 8 expert ranks, one sequence per microbatch, the sparse layers recomputed. The dense models' layouts are
+not published: data parallel without recompute is assumed. One constant, `hardware.DENSE_GEMM`, is fitted to one
+figure, Llama-3.1-8B on 8 GPUs. Every other row follows.
 """
 
 import dataclasses

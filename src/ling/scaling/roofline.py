@@ -14,7 +14,7 @@ from ling.scaling.flops import count_flops
 from ling.scaling.hardware import Hardware
 from ling.scaling.layout import Layout
 from ling.scaling.precision import Precision
-from ling.scaling.stored import Stage, Unit, split_into_stages
+from ling.scaling.stored import Stage, Unit, distinct_stages, split_into_stages
 
 TERMS = {
     "dense_gemm": "products with one weight",
@@ -68,7 +68,7 @@ def predict_step(
     model: ModelConfig, layout: Layout, work: Workload, precision: Precision, device: Hardware
 ) -> StepTime:
     """Predict the time of one step of `work.microbatches` microbatches."""
-    stages = split_into_stages(model, layout)
+    stages = distinct_stages(split_into_stages(model, layout))
     rates = _Rates(precision, device)
     timed = [_StageTime(model, stage, layout, work, precision, rates).terms() for stage in stages]
     terms = max(timed, key=lambda terms: sum(terms.values()))

@@ -68,24 +68,24 @@ def search(model: ModelConfig, request: Request, precision: Precision, device: H
             f"{model.max_position_embeddings}; lower the first or raise the second"
         )
     tried: dict[str, list[Candidate]] = {}
-    reason = None
+    reason, divided = None, False
     for layout in _layouts(model, request, device):
         try:
             check_layout(model, layout, request.sequence_length)
         except ConfigError as error:
             reason = reason or error
             continue
+        divided = True
         for work in _workloads(layout, request):
             memory = plan_memory(model, layout, work, precision)
             step = predict_step(model, layout, work, precision, device)
             fits = memory.peak.total <= device.usable_bytes
             one = Candidate(layout=layout, work=work, memory=memory, step=step, fits=fits)
             tried.setdefault(str(layout), []).append(one)
+            if not fits:
+                break  # more sequences at once hold more
     if not tried:
-        raise reason or ConfigError(
-            f"no layout of {request.gpus} GPUs shares out {request.global_batch_size} sequences per step; "
-            "make the global batch a multiple of the data-parallel ranks"
-        )
+        raise reason or _nothing_to_try(request, divided)
     fitting, too_large = [], []
     for candidates in tried.values():
         if good := [c for c in candidates if c.fits]:
@@ -95,6 +95,19 @@ def search(model: ModelConfig, request: Request, precision: Precision, device: H
     return Plan(
         fitting=sorted(fitting, key=lambda c: -c.step.tokens_per_second),
         too_large=sorted(too_large, key=lambda c: c.memory.peak.total),
+    )
+
+
+def _nothing_to_try(request: Request, divided: bool) -> ConfigError:
+    if not divided:
+        asked = ", ".join(f"{name} {size}" for name, size in request.fixed.items()) or "these sizes"
+        return ConfigError(
+            f"no layout of {request.gpus} GPUs has {asked}; data_parallel_shard x data_parallel_replicate x tensor x "
+            f"context x pipeline must be {request.gpus}"
+        )
+    return ConfigError(
+        f"{request.global_batch_size} sequences per step cannot be shared out over {request.gpus} GPUs; make the "
+        "global batch a multiple of the data-parallel ranks, with at least one microbatch per pipeline stage"
     )
 
 

@@ -80,19 +80,30 @@ class Stage(NamedTuple):
         return (*first, *self.blocks, *last, *self.mtp, *(() if self.head is None else (self.head,)))
 
 
+def distinct_stages(stages: list[Stage]) -> list[Stage]:
+    """Return the first of each kind of stage: later ones alike hold no more and take no longer."""
+    first: dict[object, Stage] = {}
+    for stage in stages:
+        kinds = tuple(unit.kind for unit in stage.units)
+        first.setdefault((kinds, stage.copied), stage)
+    return list(first.values())
+
+
 def split_into_stages(model: ModelConfig, layout: Layout) -> list[Stage]:
     """Cut the layers into equal runs, the first ones longer by a layer if need be; MTP and head end the last."""
     p, L = layout.pipeline, model.num_hidden_layers
-    blocks = [block_unit(model, i).on_rank(layout) for i in range(model.num_stored_layers)]
+    k = model.first_k_dense_replace
+    dense, sparse, mtp = (block_unit(model, layer).on_rank(layout) for layer in (0, k, L))
+    blocks = [*[dense] * k, *[sparse] * (L - k)]
     ends = [L * (s + 1) // p + (L * (s + 1) % p > 0) for s in range(p)]
     stages = []
     for s, (start, end) in enumerate(zip([0, *ends[:-1]], ends)):
         last = s == p - 1
-        mtp = tuple(blocks[L:]) if last else ()
-        copied = last and p > 1 and (bool(mtp) or model.tie_word_embeddings)
+        ahead = (mtp,) * (model.num_nextn_predict_layers if last else 0)
+        copied = last and p > 1 and (bool(ahead) or model.tie_word_embeddings)
         embedding = embedding_unit(model).on_rank(layout) if s == 0 or copied else None
         head = head_unit(model).on_rank(layout) if last else None
-        stages.append(Stage(s, embedding, tuple(blocks[start:end]), mtp, head, copied))
+        stages.append(Stage(s, embedding, tuple(blocks[start:end]), ahead, head, copied))
     assert sum(u.total for stage in stages for u in stage.blocks) > 0, stages
     if layout.gpus == 1:
         total = sum(unit.total for unit in stages[0].units)

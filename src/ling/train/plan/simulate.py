@@ -38,6 +38,8 @@ from ling.train.plan.sharding import shard
 MOST_RANKS = 1024
 _STEPS = 2
 """The first makes the moments, the second meets them."""
+_GROUPED_BYTES = 16
+"""Rows of a grouped product are a multiple of this (ling.ops.torch.linear)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,12 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
         raise ConfigError(f"cannot simulate {layout.gpus} ranks; at most {MOST_RANKS}")
     if precision.sharded != "all":
         raise ConfigError("only our own training steps can be simulated; use --precision float32 or bfloat16")
+    width = model.moe_intermediate_size * precision.compute_bytes
+    if (model.num_moe_layers or model.num_nextn_predict_layers) and width % _GROUPED_BYTES:
+        raise ConfigError(
+            f"cannot simulate experts of width {model.moe_intermediate_size} in {precision.compute}: grouped products "
+            f"take rows of a multiple of {_GROUPED_BYTES} bytes, others need values; use --precision float32"
+        )
     began = time.perf_counter()
     with _nobody_else(layout.gpus), torch.device("meta"):
         network = CausalLM(model)
