@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.results import describe_machine, save
+from benchmarks.results import save
 from ling.config import ModelConfig, preset
 from ling.config.recipe import Recipe
 from ling.model import CausalLM, init_weights
@@ -62,7 +62,7 @@ def main() -> None:
     if len(sys.argv) == 2:
         print(json.dumps(measure(*CASES[sys.argv[1]])))
         return
-    numbers: dict[str, Any] = {"machine": describe_machine(), "cases": {}}
+    numbers: dict[str, Any] = {}
     for name, (model, length, sequences) in CASES.items():
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.plan_memory", name], capture_output=True, text=True, check=True
@@ -72,7 +72,7 @@ def main() -> None:
         planned = plan_memory(model, Layout(), work, PRECISIONS["float32"])
         simulated = simulate(model, Layout(), work, PRECISIONS["float32"])
         off = 100 * (planned.peak.total / found["peak_bytes"] - 1)
-        numbers["cases"][name] = found | {
+        numbers[name] = found | {
             "predicted_bytes": planned.peak.total,
             "predicted_moment": planned.moment,
             "simulated_bytes": simulated.total,

@@ -57,6 +57,7 @@ def test_mistakes_are_one_line(ling) -> None:
         (("--gpu", "v100"), "unknown GPU v100"),
         (("--gpus", 8, "--expert", 3), "does not divide num_experts 256"),
         (("--gpus", 8, "--expert", 8, "--simulate"), "cannot simulate parallel.expert 8"),
+        (("--published", "--gpus", 16), "it goes with --json alone"),
         (("--preset", "ling_mni"), "did you mean ling_mini?"),
     ):
         result = ling("plan", *arguments)

@@ -53,7 +53,14 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Predict memory per GPU and tokens per second, and find the layouts that fit."""
+    fixed = {
+        "data_parallel_shard": shard, "data_parallel_replicate": replicate, "expert": expert, "tensor": tensor,
+        "context": context, "pipeline": pipeline, "recompute": recompute,
+    }  # fmt: skip
     if published:
+        others = (overrides, preset, recipe, sequence_length, global_batch_size, micro_batch, precision, simulate)
+        if any(others) or any(fixed.values()) or (gpus, gpu, imbalance) != (1, "h100", 1.0):
+            raise ConfigError("--published has models, GPUs and layouts of its own; it goes with --json alone")
         _print_published(as_json)
         return
     from ling.config.recipe import load_recipe
@@ -63,10 +70,6 @@ def plan(
     model = load_recipe(preset_name=preset, file=recipe, overrides=overrides or []).model
     device = _device(gpu)
     name = precision or ("float32" if gpu == "cpu" else "bfloat16")
-    fixed = {
-        "data_parallel_shard": shard, "data_parallel_replicate": replicate, "expert": expert, "tensor": tensor,
-        "context": context, "pipeline": pipeline, "recompute": recompute,
-    }  # fmt: skip
     request = Request(
         gpus=gpus,
         sequence_length=sequence_length or min(4096, model.max_position_embeddings),
@@ -75,7 +78,8 @@ def plan(
         fixed={key: value for key, value in fixed.items() if value is not None},
         imbalance=imbalance,
     )
-    found = search(model, request, PRECISIONS[name], device)
+    with Console(stderr=True).status("trying layouts"):
+        found = search(model, request, PRECISIONS[name], device)
     chosen, simulated = _simulate(model, found, PRECISIONS[name]) if simulate else (None, None)
     if as_json:
         print(json.dumps(_as_tree(found, top, simulated), indent=2, allow_nan=False))

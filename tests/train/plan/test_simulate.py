@@ -50,7 +50,8 @@ def test_a_thousand_ranks_construct_and_leave_no_process_group_behind() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("recompute", ["none", "full"])
 def test_the_prediction_follows_the_simulation(precision: str, recompute: str) -> None:
-    demo, work = ModelConfig(**preset("demo")["model"]), Workload(256, 4)
+    tree = preset("demo")["model"] | {"num_hidden_layers": 2, "first_k_dense_replace": 1}
+    demo, work = ModelConfig(**tree), Workload(256, 4)
     layout = Layout(data_parallel_shard=4, recompute=recompute)  # type: ignore[arg-type]
     planned = plan_memory(demo, layout, work, PRECISIONS[precision])
     assert planned.peak.total == pytest.approx(simulated(layout, precision, demo, work).total, rel=0.10)

@@ -1,8 +1,9 @@
 """A training step on tensors that have a shape and no content, as one rank of a group whose other ranks are nobody.
 
 The real model is built, sharded, run forward and backward and updated twice; a tracker adds up the storages that live.
-So a layout is known to construct, and its bytes per rank are exact as far as tensors go: an allocator's rounding,
-communication buffers and workspaces inside kernels are not tensors (research by trial: torch 2.13 and 2.11).
+So a layout is known to construct, and its bytes per rank are those of its tensors. Not tensors, and so not counted: an
+allocator's rounding, communication buffers, workspaces inside kernels. Counted although a real step spares it: where
+two gradients of one weight meet (the embedding's, with MTP), autograd adds in place only if they are plain tensors.
 
 Three operations cannot run without content and get their shape from an assumption: every slot has a label, a
 grouped GEMM takes any dtype, and clipping is left out, which needs no memory to speak of.
