@@ -93,7 +93,7 @@ def measure(model: ModelConfig, length: int, sequences: int) -> dict[str, int]:
         network = init_weights(CausalLM(model), torch.Generator().manual_seed(0))
         optimizer = build_adamw(network, recipe.optim)
         for step in range(STEPS):
-            train_step(network, optimizer, random_batch(model, length, sequences), recipe, step)
+            train_step(network, optimizer, [random_batch(model, length, sequences)], recipe, step)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
