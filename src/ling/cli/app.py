@@ -26,6 +26,7 @@ from ling.cli.export import export
 from ling.cli.finetune import finetune
 from ling.cli.generate import generate
 from ling.cli.merge import merge
+from ling.cli.plan import plan
 from ling.cli.plot import plot
 from ling.cli.train.command import train
 from ling.errors import LingError
@@ -40,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    demo, train, finetune, plot, chat, generate, convert, merge, export, doctor, download, config,
+    demo, train, finetune, plan, plot, chat, generate, convert, merge, export, doctor, download, config,
 ):  # fmt: skip
     app.command()(command)
 

@@ -31,9 +31,9 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
     H = model.hidden_size
     copies = 1 if model.tie_word_embeddings else 2
     vocab = copies * model.vocab_size * H
-    dense = model.first_k_dense_replace * (_attention(model) + 2 * H + 3 * H * model.intermediate_size)
-    sparse = _attention(model) + 2 * H + _moe(model, model.num_experts)
-    sparse_active = _attention(model) + 2 * H + _moe(model, model.num_experts_per_tok)
+    dense = model.first_k_dense_replace * (count_attention(model) + 2 * H + 3 * H * model.intermediate_size)
+    sparse = count_attention(model) + 2 * H + _moe(model, model.num_experts)
+    sparse_active = count_attention(model) + 2 * H + _moe(model, model.num_experts_per_tok)
     body = dense + H + model.num_moe_layers * sparse
     body_active = dense + H + model.num_moe_layers * sparse_active
     mtp_extra = 3 * H + 2 * H * H
@@ -49,7 +49,8 @@ def count_parameters(model: ModelConfig) -> ParameterCounts:
     )
 
 
-def _attention(model: ModelConfig) -> int:
+def count_attention(model: ModelConfig) -> int:
+    """Count the weights of one attention sub-layer, without the block's norms."""
     H, D = model.hidden_size, model.head_dim
     weights = H * model.qkv_dim + model.num_attention_heads * D * H
     weights += 2 * D if model.use_qk_norm else 0

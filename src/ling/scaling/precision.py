@@ -1,0 +1,55 @@
+"""What is held per parameter, and in how many bytes, by our trainer and by the published one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ling.config.model import DType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """Bytes per parameter of what a training state consists of, and how it is divided among ranks."""
+
+    compute: DType
+    """Dtype of activations, and of weights where they meet them."""
+    parameter: float
+    gradient: float
+    master: float
+    """Float32 copies that are updated; 0: the parameters are updated themselves."""
+    moments: float
+    """Both moments of Adam."""
+    sharded: Literal["all", "optimizer"]
+    """all: everything is sharded and a block's weights gathered when it runs (FSDP2); optimizer: parameters and
+    gradients are whole on every rank, master weights and moments sharded (ZeRO-1)."""
+    fused: bool
+    """Whether norms and feed-forwards save only their inputs (our float32 backward passes do)."""
+    chunked_loss: bool
+    """Whether the loss is computed in chunks of rows, so that no logits of all tokens exist."""
+    fp8_gemm: bool = False
+    paged_moments: bool = False
+    """Moments lie where the allocator does not count them, and may move to the host."""
+
+    @property
+    def compute_bytes(self) -> int:
+        return 4 if self.compute == "float32" else 2
+
+
+PRECISIONS = {
+    "float32": Precision(
+        compute="float32", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=True, chunked_loss=True
+    ),
+    # FSDP2 with float32 shards that are gathered in bfloat16 and reduced in float32.
+    "bfloat16": Precision(
+        compute="bfloat16", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=False, chunked_loss=True
+    ),
+    "megatron_bf16": Precision(
+        compute="bfloat16", parameter=2, gradient=4, master=4, moments=8, sharded="optimizer", fused=True,
+        chunked_loss=False,
+    ),
+    # The published recipe: two FP8 copies of a weight (or one in bfloat16), 8-bit moments with a scale per 256.
+    "megatron_fp8": Precision(
+        compute="bfloat16", parameter=2, gradient=4, master=4, moments=2 * (1 + 4 / 256), sharded="optimizer",
+        fused=True, chunked_loss=False, fp8_gemm=True, paged_moments=True,
+    ),
+}  # fmt: skip
+"""By the name that `ling plan --precision` takes."""

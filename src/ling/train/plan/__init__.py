@@ -1,0 +1,1 @@
+"""Trying a training step out without the machine it is for."""

@@ -1,0 +1,183 @@
+"""A training step on tensors that have a shape and no content, as one rank of a group whose other ranks are nobody.
+
+The real model is built, sharded, run forward and backward and updated twice; a tracker adds up the storages that live.
+So a layout is known to construct, and its bytes per rank are those of its tensors. Not tensors, and so not counted: an
+allocator's rounding, communication buffers, workspaces inside kernels. Counted although a real step spares it: where
+two gradients of one weight meet (the embedding's, with MTP), autograd adds in place only if they are plain tensors.
+
+Three operations cannot run without content and get their shape from an assumption: every slot has a label, a
+grouped GEMM takes any dtype, and clipping is left out, which needs no memory to speak of.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from ling.config import ModelConfig
+from ling.errors import ConfigError
+from ling.model import CausalLM
+from ling.model.batch import PackedBatch
+from ling.ops.ragged import Ragged
+from ling.scaling.activations import Workload
+from ling.scaling.layout import Layout, check_layout
+from ling.scaling.precision import Precision
+from ling.train.batch import TrainBatch
+from ling.train.loss import compute_loss
+from ling.train.plan.sharding import shard
+
+MOST_RANKS = 1024
+_STEPS = 2
+"""The first makes the moments, the second meets them."""
+_GROUPED_BYTES = 16
+"""Rows of a grouped product are a multiple of this (ling.ops.torch.linear)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """Bytes of rank 0 at the fullest moment of a step."""
+
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+    """What autograd keeps, as the tracker tells it from temporary tensors."""
+    temporary: int
+    buffers: int
+    total: int
+    seconds: float
+    """How long simulating took."""
+
+
+def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Precision) -> Simulation:
+    """Run two steps without content; ConfigError if today's code cannot build `layout`."""
+    check_layout(model, layout, work.sequence_length)
+    if layout.gpus > MOST_RANKS:
+        raise ConfigError(f"cannot simulate {layout.gpus} ranks; at most {MOST_RANKS}")
+    if precision.sharded != "all":
+        raise ConfigError("only our own training steps can be simulated; use --precision float32 or bfloat16")
+    width = model.moe_intermediate_size * precision.compute_bytes
+    if (model.num_moe_layers or model.num_nextn_predict_layers) and width % _GROUPED_BYTES:
+        raise ConfigError(
+            f"cannot simulate experts of width {model.moe_intermediate_size} in {precision.compute}: grouped products "
+            f"take rows of a multiple of {_GROUPED_BYTES} bytes, others need values; use --precision float32"
+        )
+    began = time.perf_counter()
+    with _nobody_else(layout.gpus), torch.device("meta"):
+        network = CausalLM(model)
+        if layout.recompute == "full":
+            transformer = network.model
+            transformer.forward = partial(transformer.forward, run=_run_again)  # type: ignore[method-assign]
+        shard(network, layout, precision)
+        with torch.device("cpu"):
+            peak = _run(network, work)
+    return Simulation(
+        parameters=peak["Parameter"],
+        gradients=peak["Gradient"],
+        moments=peak["Optstate"],
+        activations=peak["Activation"],
+        temporary=peak["Temp"],
+        buffers=peak["Buffer"],
+        total=peak["Total"],
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _run(network: CausalLM, work: Workload) -> dict[str, int]:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to_empty(device="cpu")
+        optimizer = _Adam(network.parameters())
+        batch = _batch(network.config, work)
+        tracker = MemTracker()
+        tracker.track_external(network, optimizer, batch.tokens, batch.positions, batch.labels, batch.mtp_labels)
+        with tracker, _WithoutContent():
+            for _ in range(_STEPS):
+                for _ in range(min(2, work.microbatches)):  # more of them hold no more
+                    tracker.reset_mod_stats()
+                    output = network(batch.tokens, batch.positions, batch.attention)
+                    rate = 1e-6 if work.z_loss else 0.0
+                    losses = compute_loss(network, output, batch.labels, batch.mtp_labels, router_z_loss=rate)
+                    losses.total.backward()
+                    del losses
+                optimizer.step()
+                del output
+                optimizer.zero_grad(set_to_none=True)
+    (snapshot,) = tracker.get_tracker_snapshot("peak").values()
+    return {str(getattr(key, "value", key)): int(value) for key, value in snapshot.items()}
+
+
+def _batch(model: ModelConfig, work: Workload) -> TrainBatch:
+    N, D = work.micro_batch * work.sequence_length, model.num_nextn_predict_layers
+    row = partial(torch.zeros, dtype=torch.int64)
+    rows = Ragged([work.sequence_length] * work.micro_batch)
+    return TrainBatch(row(N), row(N), row(N), row(D, N), PackedBatch(rows, row(D, N) if D else None))
+
+
+def _run_again(block: Any, *arguments: Any) -> Any:
+    return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+class _Adam(torch.optim.Optimizer):
+    """The memory of fused AdamW: two moments per local weight, no temporary tensors; the values mean nothing.
+
+    torch's own would ask DTensor how to shard each operation, and the tensors it tries that on would be counted.
+    """
+
+    def __init__(self, parameters: Iterator[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                local, grad = _local(p), _local(p.grad)
+                state = self.state[p]
+                if not state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(local), torch.zeros_like(local)
+                state["exp_avg"].add_(grad)
+                state["exp_avg_sq"].add_(grad)
+                local.add_(state["exp_avg"])
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+class _WithoutContent(TorchDispatchMode):
+    """Shapes of operations whose result depends on values, or whose fake version takes bfloat16 alone."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._grouped_mm.default:
+            a, b = args[0], args[1]
+            if a.dim() == 2 and b.dim() == 2:  # a weight gradient per group
+                offsets = args[2] if len(args) > 2 else (kwargs or {})["offs"]
+                return a.new_empty(offsets.shape[0], a.shape[0], b.shape[1])
+            return a.new_empty(a.shape[0], b.shape[-1])
+        if func is torch.ops.aten.nonzero.default:
+            return args[0].new_empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _nobody_else(ranks: int) -> Iterator[None]:
+    """Be rank 0 of `ranks`; the others answer at once and with nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if dist.is_initialized():
+        raise ConfigError("cannot simulate inside a distributed run; call `ling plan --simulate` on its own")
+    with ExitStack() as stack:
+        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+        stack.callback(dist.destroy_process_group)
+        yield
