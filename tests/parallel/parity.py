@@ -17,9 +17,9 @@ from ling.config.recipe import Recipe
 from ling.config.training import OptimConfig, TrainConfig
 from ling.model import CausalLM
 from ling.optim.adamw import build_adamw
-from ling.parallel.layout import plan_layout
 from ling.parallel.ranks import Ranks
 from ling.parallel.shard import parallelize
+from ling.scaling.layout import plan_layout
 from ling.testing.models import tiny_config, tiny_model
 from ling.train.batch import TrainBatch, build_batch
 from ling.train.step import train_step
@@ -31,9 +31,14 @@ UNITS = 8
 LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "fsdp2": (2, {}),
     "hsdp2x2": (4, {"data_parallel_replicate": 2}),
-    "ep2": (2, {"data_parallel_replicate": 2, "expert": 2}),
+    "ep2": (2, {"expert": 2}),
     "ep4": (4, {"expert": 4}),
+    "hsdp2xep2": (4, {"data_parallel_replicate": 2, "expert": 2}),
     "fsdp2xep2": (4, {"expert": 2}),
+    "cp2": (2, {"context": 2}),
+    "cp4": (4, {"context": 4}),
+    "cp2xep2": (4, {"context": 2, "expert": 2}),
+    "hsdp2xcp2xep2": (4, {"data_parallel_replicate": 2, "context": 2, "expert": 2}),
 }
 """By name: ranks, and what is set in the section `parallel`."""
 
@@ -90,14 +95,12 @@ def train(
 ) -> Trained:
     """Train for five steps: on the ranks of a layout, or (None) in this process alone."""
     recipe = recipe_for(mtp_depth)
-    model: CausalLM = tiny_model(
-        num_nextn_predict_layers=mtp_depth, mtp_loss_scaling_factor=0.3 if mtp_depth else 0.0
-    )
+    model: CausalLM = tiny_model(num_nextn_predict_layers=mtp_depth, mtp_loss_scaling_factor=0.3 if mtp_depth else 0.0)
     ranks = None
     if layout is not None:
         world_size, sizes = LAYOUTS[layout]
         parallel = ParallelConfig(recompute=recompute, **sizes)  # type: ignore[arg-type]
-        ranks = Ranks(plan_layout(parallel, recipe.model, world_size))
+        ranks = Ranks(plan_layout(parallel, recipe.model, world_size, 16))
         model = parallelize(model, ranks)
     optimizer = build_adamw(model, recipe.optim)
     gradients: dict[str, Tensor] = {}

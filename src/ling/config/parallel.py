@@ -19,12 +19,12 @@ class ParallelConfig:
     data_parallel_replicate: int = 1
     """Copies of that (HSDP): gradients are added up between them."""
     expert: int = 1
-    """Ranks that the routed experts of a layer are shared out to, each keeping whole ones; taken out of the data-parallel
-    ranks, not in addition to them. 0: the most that the experts and those ranks allow."""
+    """Ranks that the routed experts of a layer are shared out to, each keeping whole ones; taken out of the
+    sharding and context ranks, not in addition to them. 0: the most that the experts and those ranks allow."""
     tensor: int = 1
-    """Ranks that share each matrix. Only 1 for now."""
+    """Ranks that share out heads, the widths of dense and shared feed-forwards and the vocabulary. Only 1 for now."""
     context: int = 1
-    """Ranks that share each sequence. Only 1 for now."""
+    """Ranks that share out the tokens of a microbatch, and attention's heads while it runs (Ulysses)."""
     pipeline: int = 1
     """Stages that the layers are cut into. Only 1 for now."""
     recompute: Literal["none", "selective", "full"] = "none"

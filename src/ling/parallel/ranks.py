@@ -14,8 +14,10 @@ from torch.distributed import DeviceMesh, ProcessGroup, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from ling.distributed.collectives import sum_over
-from ling.parallel.layout import Layout
+from ling.model.batch import PackedBatch
+from ling.parallel.context import ContextBatch, even_split
 from ling.parallel.recompute import recompute_block
+from ling.scaling.layout import Layout
 
 
 class Ranks:
@@ -25,18 +27,22 @@ class Ranks:
         self.layout = layout
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         size = dist.get_world_size() if dist.is_initialized() else 1
-        assert size == layout.world_size, (size, layout)
+        assert size == layout.gpus, (size, layout)
         self.device = torch.device(device)
         self.dense: DeviceMesh | None = None
-        """(replicate, shard)."""
+        """(replicate, shard): what weights outside the experts are sharded over."""
         self.sparse: DeviceMesh | None = None
-        """(expert_replicate, expert_shard, expert), over the same ranks."""
+        """(replicate, expert_shard, expert), over the same ranks."""
+        self.context: ProcessGroup | None = None
+        """Ranks that share out the tokens of one microbatch; None: this one has all."""
         if dist.is_initialized():
-            kind = self.device.type
-            self.dense = init_device_mesh(kind, (layout.replicate, layout.shard), mesh_dim_names=("replicate", "shard"))
-            sizes = layout.expert_replicate, layout.expert_shard, layout.expert
-            names = "expert_replicate", "expert_shard", "expert"
+            kind, R, shards, C = self.device.type, layout.data_parallel_replicate, layout.weight_shards, layout.context
+            self.dense = init_device_mesh(kind, (R, shards), mesh_dim_names=("replicate", "shard"))
+            sizes, names = (R, layout.expert_shards, layout.expert), ("replicate", "expert_shard", "expert")
             self.sparse = init_device_mesh(kind, sizes, mesh_dim_names=names)
+            if C > 1:
+                tokens = init_device_mesh(kind, (size // C, C), mesh_dim_names=("data", "context"))
+                self.context = tokens["context"].get_group()
 
     @property
     def data_rank(self) -> int:
@@ -45,28 +51,38 @@ class Ranks:
 
     @property
     def data_size(self) -> int:
-        return self.layout.data_size
+        return self.layout.data_parallel
 
     @property
     def run(self) -> dict[str, Callable[..., Any]]:
         """What the model's forward is called with beside the batch."""
         return {"run": recompute_block} if self.layout.recompute == "full" else {}
 
+    def share(self, batch: PackedBatch, count: int) -> tuple[slice, PackedBatch | ContextBatch]:
+        """Return which of `count` tokens of a pack are this rank's, and the pack as it sees it."""
+        if self.context is None:
+            return slice(0, count), batch
+        sizes = even_split(count, self.layout.context)
+        start = sum(sizes[: self.context.rank()])
+        here = slice(start, start + sizes[self.context.rank()])
+        ahead = None if batch.mtp_ids is None else batch.mtp_ids[:, here]
+        return here, ContextBatch(batch.rows, sizes, self.context, ahead)
+
     def sum_integers(self, numbers: Sequence[int]) -> list[int]:
-        """Add numbers up over all data-parallel ranks."""
-        if self._data_group is None:
+        """Add numbers up over all ranks."""
+        if self._all_group is None:
             return list(numbers)
-        (total,) = sum_over([torch.tensor(numbers, dtype=torch.int64, device=self.device)], self._data_group)
+        (total,) = sum_over([torch.tensor(numbers, dtype=torch.int64, device=self.device)], self._all_group)
         return [int(n) for n in total.tolist()]
 
     def sum_tensors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Add tensors of one dtype up over all data-parallel ranks, in one exchange; detached."""
-        if self._data_group is None:
+        """Add tensors of one dtype up over all ranks, in one exchange; detached."""
+        if self._all_group is None:
             return [tensor.detach() for tensor in tensors]
-        return sum_over(tensors, self._data_group)
+        return sum_over(tensors, self._all_group)
 
     def sum_counts(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Add the tokens per expert of each layer up over all data-parallel ranks."""
+        """Add the tokens per expert of each layer up over all ranks."""
         return dict(zip(counts, self.sum_tensors(list(counts.values()))))
 
     @torch.no_grad()
@@ -79,7 +95,7 @@ class Ranks:
         exchange over all ranks gives the rest, whatever meshes the parameters lie on.
         """
         gradients = [p.grad for p in parameters if p.grad is not None]
-        squares = [_local(g).float().square().sum() / _copies(g, self.layout.world_size) for g in gradients]
+        squares = [_local(g).float().square().sum() / _copies(g, self.layout.gpus) for g in gradients]
         total = torch.stack(squares).sum() if squares else torch.zeros((), device=self.device)
         if self._all_group is not None:
             dist.all_reduce(total, group=self._all_group)
@@ -89,10 +105,6 @@ class Ranks:
             for gradient in gradients:
                 _local(gradient).mul_(scale)
         return norm
-
-    @property
-    def _data_group(self) -> ProcessGroup | None:
-        return self._all_group  # every axis there is so far divides the data
 
     @property
     def _all_group(self) -> ProcessGroup | None:

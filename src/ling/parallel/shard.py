@@ -45,7 +45,7 @@ def _share_out_experts(moe: SparseMoe, mesh: DeviceMesh) -> None:
     for name in ("gate_up_proj", "down_proj"):
         whole: Tensor = getattr(experts, name)
         setattr(experts, name, nn.Parameter(distribute_tensor(whole.detach(), axis, [Shard(0)]), whole.requires_grad))
-    _shard(experts, _axes(mesh, "expert_replicate", "expert_shard"))
+    _shard(experts, _axes(mesh, "replicate", "expert_shard"))
     moe.mix = ExpertParallel(axis.get_group(), num_experts)
 
 

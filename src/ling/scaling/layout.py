@@ -1,16 +1,18 @@
-"""How a model is divided over GPUs, as far as arithmetic needs to know.
+"""How a model is divided over ranks: the sizes that fit a network, and what each rank holds.
 
-The ranks are data_parallel_replicate x data_parallel_shard x context x tensor x pipeline. Weights are sharded over
-`data_parallel_shard x context` ranks; the expert axis lies inside these, so experts are first split over `expert`
-ranks and what is left is sharded over the rest.
+Ranks are numbered along (pipeline, data_parallel_replicate, data_parallel_shard, context, tensor), the last fastest.
+Weights are sharded over `data_parallel_shard x context` ranks; the expert axis lies inside these, its ranks neighbours,
+so experts are first split over `expert` ranks and what is left is sharded over the rest.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from ling.config import ModelConfig
 from ling.config.fields import check_fields
+from ling.config.parallel import AXES, ParallelConfig
 from ling.errors import ConfigError
 
 Recompute = Literal["none", "selective", "full"]
@@ -58,6 +60,15 @@ class Layout:
         return self.data_parallel_replicate * self.data_parallel_shard
 
     @property
+    def stage_ranks(self) -> int:
+        """Ranks that hold the same layers."""
+        return self.gpus // self.pipeline
+
+    def data_rank(self, rank: int) -> int:
+        """Return which share of the data a rank reads, of `data_parallel`."""
+        return rank % self.stage_ranks // (self.context * self.tensor)
+
+    @property
     def weight_shards(self) -> int:
         """Ranks that a dense weight is sharded over."""
         return self.data_parallel_shard * self.context
@@ -76,12 +87,52 @@ class Layout:
         return ", ".join(named) or "one process"
 
 
+def plan_layout(parallel: ParallelConfig, model: ModelConfig, ranks: int, sequence_length: int) -> Layout:
+    """Resolve the sizes that a recipe gives for `model` on `ranks` ranks.
+
+    Raises ConfigError for sizes that do not fit each other, the network or the ranks, with those that do.
+    """
+    sizes = _fill(parallel, ranks)
+    shards = sizes["data_parallel_shard"] * sizes["context"]
+    expert = parallel.expert or expert_sizes(model, shards)[-1]
+    layout = Layout(**sizes, expert=expert, recompute=parallel.recompute)
+    check_layout(model, layout, sequence_length)
+    return layout
+
+
+def expert_sizes(model: ModelConfig, shards: int) -> list[int]:
+    """Return the sizes of the expert axis that a network and its weight shards allow, ascending.
+
+    Each rank holds equally many whole experts, and whole groups, or groups whole ranks: then a token that chooses
+    `topk_group` groups travels to as few ranks.
+    """
+    E, G = (model.num_experts if _has_experts(model) else 1), max(1, model.n_group)
+    return [n for n in divisors(shards) if E % n == 0 and (G % n == 0 or n % G == 0)]
+
+
+def accumulation(layout: Layout, global_batch_size: int, micro_batch_size: int) -> int:
+    """Return the microbatches of one data-parallel rank in a step; ConfigError if sequences do not come out even."""
+    per_round = micro_batch_size * layout.data_parallel
+    if global_batch_size % per_round:
+        below = global_batch_size - global_batch_size % per_round
+        use = f"{below} or {below + per_round}" if below else f"{per_round}"
+        raise ConfigError(
+            f"train.global_batch_size {global_batch_size} is no multiple of {per_round}, train.micro_batch_size "
+            f"{micro_batch_size} on {layout.data_parallel} data-parallel ranks; use {use}"
+        )
+    return global_batch_size // per_round
+
+
 def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> None:
     """Raise ConfigError that names the sizes to choose from unless `model` can be divided so."""
     T, E = layout.tensor, layout.expert
-    if model.num_moe_layers:
-        _divides("expert", E, "num_experts", model.num_experts)
-        _divides("expert", E, "data_parallel_shard x context", layout.weight_shards)
+    if _has_experts(model):
+        if E not in (valid := expert_sizes(model, layout.weight_shards)):
+            groups = f" in {model.n_group} groups" if model.n_group > 1 else ""
+            raise ConfigError(
+                f"parallel.expert {E} does not fit {model.num_experts} experts{groups} on {layout.weight_shards} "
+                f"data_parallel_shard x context ranks; use one of {_listed(valid)}"
+            )
     elif E > 1:
         raise ConfigError(f"parallel.expert {E}: the model has no experts; use 1")
     _divides("tensor", T, "num_key_value_heads", model.num_key_value_heads)
@@ -91,12 +142,40 @@ def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> No
     if model.shared_expert_dim:
         _divides("tensor", T, "the shared expert's width", model.shared_expert_dim)
     _divides("context", layout.context, "data.sequence_length", sequence_length)
-    _divides("context", layout.context, "the heads of a tensor rank", model.num_attention_heads // T)
+    A, K = model.num_attention_heads // T, model.num_key_value_heads // T
+    fitting = [n for n in divisors(A) if K % n == 0 or n % K == 0]
+    if layout.context not in fitting:
+        raise ConfigError(
+            f"parallel.context {layout.context} does not share out {A} query and {K} key-value heads evenly; "
+            f"use one of {_listed(fitting)}"
+        )
     if layout.pipeline > model.num_hidden_layers:
         raise ConfigError(
             f"parallel.pipeline {layout.pipeline} is more than the {model.num_hidden_layers} layers; "
             f"use 1 to {model.num_hidden_layers}"
         )
+
+
+def _has_experts(model: ModelConfig) -> bool:
+    return bool(model.num_moe_layers or model.num_nextn_predict_layers)
+
+
+def _fill(parallel: ParallelConfig, ranks: int) -> dict[str, int]:
+    """Put what the others leave in the place of a 0."""
+    sizes = {name: getattr(parallel, name) for name in AXES}
+    left = next((name for name, size in sizes.items() if size == 0), None)
+    given = math.prod(size or 1 for size in sizes.values())
+    named = " x ".join(f"parallel.{name} {size}" for name, size in sizes.items() if size > 1) or "a single rank"
+    if left is not None:
+        if ranks % given:
+            raise ConfigError(f"{named} does not divide {ranks} ranks; start a multiple of {given}, or lower one")
+        return sizes | {left: ranks // given}
+    if given != ranks:
+        raise ConfigError(
+            f"{named} makes {given} ranks, but {ranks} were started; set one of the sizes to 0, which takes what is "
+            f"left, or start {given}"
+        )
+    return sizes
 
 
 def divisors(number: int) -> list[int]:

@@ -9,6 +9,8 @@ from torch import Tensor
 from ling.model.batch import PackedBatch, shift_within
 from ling.ops.cross_entropy import IGNORE
 from ling.ops.ragged import Ragged
+from ling.parallel.context import ContextBatch
+from ling.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class TrainBatch:
     positions: Tensor
     labels: Tensor
     mtp_labels: Tensor
-    attention: PackedBatch
+    attention: PackedBatch | ContextBatch
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """Return the same batch on `device`; this one if it is there already."""
@@ -35,11 +37,20 @@ class TrainBatch:
             return tensor.to(device, non_blocking=True)
 
         batch = self.attention
+        assert isinstance(batch, PackedBatch), "batches are shared out on their device"
         ahead = None if batch.mtp_ids is None else moved(batch.mtp_ids)
         return TrainBatch(
             moved(self.tokens), moved(self.positions), moved(self.labels), moved(self.mtp_labels),
             PackedBatch(Ragged(batch.rows.lengths, device), ahead),
         )  # fmt: skip
+
+    def shared(self, ranks: Ranks) -> "TrainBatch":
+        """Return what this rank holds of the batch: all of it, or a run of its tokens."""
+        assert isinstance(self.attention, PackedBatch), "a batch is shared out once"
+        here, attention = ranks.share(self.attention, len(self.tokens))
+        return TrainBatch(
+            self.tokens[here], self.positions[here], self.labels[here], self.mtp_labels[:, here], attention
+        )
 
 
 def build_batch(documents: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], mtp_depth: int) -> TrainBatch:

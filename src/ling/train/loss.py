@@ -93,8 +93,8 @@ def compute_loss(
     main_loss = total.detach()
     if losses:
         total = total + model.config.mtp_loss_scaling_factor * torch.stack(losses).sum()
-    share = 1.0 if counts is None else len(labels) / counts.tokens
-    z_losses = [routing.logits.logsumexp(1).square().mean() * share for routing in output.routings.values()]
+    tokens = len(labels) if counts is None else counts.tokens
+    z_losses = [routing.logits.logsumexp(1).square().sum() / tokens for routing in output.routings.values()]
     if router_z_loss and z_losses:
         total = total + router_z_loss * torch.stack(z_losses).sum()
     return Losses(

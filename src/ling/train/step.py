@@ -50,9 +50,10 @@ def train_step(
     optim = recipe.optim
     parts: list[Losses] = []
     counts: dict[int, Tensor] = {}
-    whole = LossCounts.of(batches) if len(batches) > 1 or ranks is not None else None
-    if ranks is not None and whole is not None:
-        whole = whole.summed(ranks)
+    whole = LossCounts.of(batches) if len(batches) > 1 else None
+    if ranks is not None:
+        batches = [batch.shared(ranks) for batch in batches]
+        whole = LossCounts.of(batches).summed(ranks)
     how = {} if ranks is None else ranks.run
     for batch in batches:
         output = model(batch.tokens, batch.positions, batch.attention, **how)
