@@ -55,7 +55,7 @@ def test_this_machine_is_measured(ling) -> None:
 def test_mistakes_are_one_line(ling) -> None:
     for arguments, words in (
         (("--gpu", "v100"), "unknown GPU v100"),
-        (("--gpus", 8, "--expert", 3), "does not divide num_experts 256"),
+        (("--gpus", 8, "--expert", 3), "does not fit 256 experts in 8 groups"),
         (("--gpus", 8, "--expert", 8, "--simulate"), "cannot simulate parallel.expert 8"),
         (("--published", "--gpus", 16), "it goes with --json alone"),
         (("--preset", "ling_mni"), "did you mean ling_mini?"),

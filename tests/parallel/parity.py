@@ -1,7 +1,7 @@
 """A short training on any layout, and the same in one process: what the parity tests compare.
 
-One model, eight documents or packs a step. The one process takes them as a single microbatch; ranks take theirs in as many
-microbatches as they are told.
+One model, eight documents or packs a step. The one process takes them as a single microbatch; ranks take theirs in as
+many microbatches as they are told.
 """
 
 import functools
@@ -58,7 +58,7 @@ class Trained:
 
 
 def recipe_for(mtp_depth: int) -> Recipe:
-    # AdamW divides a gradient by its size: with an eps of 1e-8 the rounding of a gradient of 1e-9 would be a whole step.
+    # AdamW divides a gradient by its size: with an eps of 1e-8 the rounding of one of 1e-9 would be a whole step.
     optim = OptimConfig(lr=1e-2, warmup_steps=2, eps=1e-4, clip_grad_norm=0.5, router_z_loss=1e-2)
     model = tiny_config(num_nextn_predict_layers=mtp_depth, mtp_loss_scaling_factor=0.3 if mtp_depth else 0.0)
     return Recipe(model=model, optim=optim, train=TrainConfig(steps=STEPS))

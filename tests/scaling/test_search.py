@@ -59,7 +59,7 @@ def test_odd_numbers_of_gpus_have_a_layout_too() -> None:
     ("changes", "words"),
     [
         ({"data_parallel_shard": 3}, "no layout of 8 GPUs has data_parallel_shard 3"),
-        ({"expert": 3}, "expert 3 does not divide num_experts 256"),
+        ({"expert": 3}, "expert 3 does not fit 256 experts in 8 groups"),
         ({"batch": 3, "pipeline": 1, "tensor": 1}, "3 sequences per step cannot be shared out over 8 GPUs"),
         ({"length": 65536}, "sequence_length 65536 is beyond model.max_position_embeddings 32768"),
         ({"gpus": 0}, "gpus must be at least 1, got 0"),

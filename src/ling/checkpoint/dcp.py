@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import (
     CheckpointException,
@@ -32,7 +31,7 @@ from torch.distributed.checkpoint import (
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem, SavePlanner
 
-from ling.checkpoint.atomic import atomic_directory
+from ling.checkpoint.atomic_of_all import directory_of_all
 from ling.checkpoint.dcp_claims import check_extent, check_records, stored_bytes
 from ling.checkpoint.restricted_pickle import read_dcp_metadata
 from ling.checkpoint.source import read_json
@@ -48,22 +47,28 @@ def save_dcp(
     *,
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
+    together: bool = False,
 ) -> None:
     """Write a training checkpoint; the directory appears whole or not at all.
 
     tensors  flat names to tensors; anything that is not a tensor belongs into `facts`
     facts    JSON values
-    finish   is called with the directory before it appears, to add files
+    finish   is called with the directory before it appears, to add files; on the first rank only
+    together all ranks call this at once, each with the parts it holds; they see one file system
     """
     assert all(isinstance(t, Tensor) for t in tensors.values()), [k for k, v in tensors.items() if v is None]
-    with atomic_directory(directory, overwrite=overwrite) as partial:
-        save_tensors(partial, tensors, DefaultSavePlanner())
+    with directory_of_all(directory, overwrite=overwrite, together=together) as (partial, is_first):
+        save_tensors(partial, tensors, DefaultSavePlanner(), together=together)
+        if not is_first:
+            return
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         if finish is not None:
             finish(partial)
 
 
-def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePlanner) -> None:
+def save_tensors(
+    directory: Path, tensors: Mapping[str, Tensor], planner: SavePlanner, *, together: bool = False
+) -> None:
     """Write tensors and their metadata into an existing directory; OSError if the disk refuses."""
     try:
         _one_process_is_fine()
@@ -71,7 +76,7 @@ def save_tensors(directory: Path, tensors: Mapping[str, Tensor], planner: SavePl
             dict(tensors),
             storage_writer=FileSystemWriter(directory),
             planner=planner,
-            no_dist=not dist.is_initialized(),
+            no_dist=not together,
         )
     except CheckpointException as error:
         for failure, _ in error.failures.values():  # torch wraps even Ctrl-C
@@ -135,8 +140,11 @@ class DcpSource:
                 f"here it is {tuple(shape)}: the checkpoint is of another model"
             )
 
-    def load_into(self, tensors: Mapping[str, Tensor]) -> None:
-        """Fill `tensors` in place; CheckpointError if one is missing or has another shape."""
+    def load_into(self, tensors: Mapping[str, Tensor], *, together: bool = False) -> None:
+        """Fill `tensors` in place; CheckpointError if one is missing or has another shape.
+
+        together  all ranks call this at once, each with the parts it holds
+        """
         for name, tensor in tensors.items():
             self._check_shape(name, tensor.shape)
         try:
@@ -145,7 +153,7 @@ class DcpSource:
                 dict(tensors),
                 storage_reader=self._reader,
                 planner=_TensorsOnly(),
-                no_dist=not dist.is_initialized(),
+                no_dist=not together,
             )
         except CheckpointException as error:  # torch's wrapper of whatever a truncated file makes it raise
             failure = next((f for f, _ in error.failures.values()), error)

@@ -12,10 +12,10 @@ AXES = ("data_parallel_shard", "data_parallel_replicate", "tensor", "context", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParallelConfig:
-    """Sizes of the axes that ranks are laid out along; 0: what the others leave of them. One process has them all at 1."""
+    """Sizes of the axes that ranks are laid out along; 0: what the others leave of them. One process has only ones."""
 
     data_parallel_shard: int = 0
-    """Ranks that share parameters, gradients and moments of one copy of the model (FSDP2), each with data of its own."""
+    """Ranks that share out weights, gradients and moments of one copy of the model (FSDP2); each reads its own data."""
     data_parallel_replicate: int = 1
     """Copies of that (HSDP): gradients are added up between them."""
     expert: int = 1

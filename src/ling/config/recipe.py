@@ -19,6 +19,7 @@ from ling.config.checks import check_recipe
 from ling.config.fields import shown
 from ling.config.finetune import FinetuneConfig
 from ling.config.model import ModelConfig
+from ling.config.parallel import ParallelConfig
 from ling.config.presets import Tree, preset
 from ling.config.run import RunConfig
 from ling.config.training import DataConfig, OptimConfig, TrainConfig
@@ -40,6 +41,7 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
     run: RunConfig = field(default_factory=RunConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
 def load_recipe(
@@ -71,10 +73,12 @@ def load_recipe(
     return recipe
 
 
-def recipe_from_tree(tree: Tree) -> Recipe:
-    """Rebuild a recipe from what `recipe_tree` gave."""
+def recipe_from_tree(tree: Tree, overrides: Iterable[str] = ()) -> Recipe:
+    """Rebuild a recipe from what `recipe_tree` gave, with `section.key=value` laid over it."""
     whole: Tree = {}
     _overlay(whole, tree, "in a stored recipe")
+    for text in overrides:
+        _overlay(whole, _parse_override(text), "on the command line")
     recipe = _validate(whole)
     check_recipe(recipe)
     return recipe

@@ -27,6 +27,25 @@ class Process:
         """Whether it is the one that speaks for all."""
         return self.rank == 0
 
+    def wait_for_all(self) -> None:
+        """Return when every process has got here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Let the first process through before the others, which find what it left on the disk."""
+        if not self.is_first:
+            self.wait_for_all()
+        yield
+        if self.is_first:
+            self.wait_for_all()
+
+
+def speaks() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
 
 @contextmanager
 def join_processes(device: str = "cpu", *, timeout_minutes: float = 30.0) -> Iterator[Process]:

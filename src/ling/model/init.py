@@ -1,7 +1,9 @@
 """Initial weights (spec: model.md 8, the training framework's rule): every matrix normal, norms one, biases zero."""
 
+from collections.abc import Iterator
+
 import torch
-from torch import nn
+from torch import Tensor
 
 from ling.model.norm import RMSNorm
 from ling.model.transformer import CausalLM
@@ -10,19 +12,31 @@ from ling.model.transformer import CausalLM
 @torch.no_grad()
 def init_weights(model: CausalLM, generator: torch.Generator | None = None) -> CausalLM:
     """Fill all parameters and buffers; the embedding row of the padding id is zero. Returns `model`."""
-    std = model.config.initializer_range
+    state = model.state_dict()
+    for name, value in initial_values(model, generator):
+        state[name].copy_(value)
+    return model
+
+
+@torch.no_grad()
+def initial_values(model: CausalLM, generator: torch.Generator | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Yield what each parameter and expert bias begins with, by name: whole, on the CPU, one at a time.
+
+    `model` gives names and shapes alone and may be without memory, so ranks that hold parts of it draw the same.
+    """
+    std, padding = model.config.initializer_range, model.config.pad_token_id
     norms = {id(m.weight) for m in model.modules() if isinstance(m, RMSNorm)}
     for name, parameter in model.named_parameters():
+        value = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
         if id(parameter) in norms:
-            parameter.fill_(1.0)
+            value.fill_(1.0)
         elif name.endswith(".bias"):
-            parameter.zero_()
+            value.zero_()
         else:
-            parameter.normal_(0.0, std, generator=generator)
+            value.normal_(0.0, std, generator=generator)
+        if parameter is model.model.word_embeddings.weight and padding is not None:
+            value[padding].zero_()
+        yield name, value
     for name, buffer in model.named_buffers():
         if name.endswith("expert_bias"):
-            buffer.zero_()
-    embedding: nn.Embedding = model.model.word_embeddings
-    if embedding.padding_idx is not None:
-        embedding.weight[embedding.padding_idx].zero_()
-    return model
+            yield name, torch.zeros(buffer.shape, dtype=buffer.dtype)

@@ -16,7 +16,6 @@ from ling.ops.precision import at_least_float32
 from ling.ops.router import RouterRule, Routing, route
 from ling.ops.row_order import order_rows
 
-
 MixExperts = Callable[[Tensor, Tensor, Tensor, Tensor, Weight, Weight], Tensor]
 """`mix_experts`, or what stands in its place where experts are elsewhere."""
 

@@ -1,9 +1,9 @@
 """Long sequences on several ranks: each holds a run of a microbatch's tokens, and attention trades tokens for heads.
 
 Every layer but attention works token by token. For attention an all-to-all gives each rank all tokens of some heads
-(DeepSpeed-Ulysses, arXiv 2309.14509), so it runs as on one process, packs and all, and the work is even however long the
-documents are; a second one takes the result back. Where there are fewer key-value heads than ranks they travel in copies,
-whose gradients autograd adds up. Plain collectives do it on any device and backend.
+(DeepSpeed-Ulysses, arXiv 2309.14509), so it runs as on one process, packs and all, and the work is even however long
+the documents are; a second one takes the result back. Where there are fewer key-value heads than ranks they travel in
+copies, whose gradients autograd adds up. Plain collectives do it on any device and backend.
 """
 
 from dataclasses import dataclass

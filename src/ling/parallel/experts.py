@@ -75,7 +75,7 @@ class ExpertParallel:
         return Dispatch(token_of_row, there, *torch.stack([sent, received]).tolist())
 
     def _mix_here(self, rows: Tensor, ids: Tensor, mix: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
-        """Send M rows through those of their k experts that are here (id -1: elsewhere) and add up: (M, H) -> (M, H)."""
+        """Send M rows through those of their k experts that are here (id -1: elsewhere), add up: (M, H) -> (M, H)."""
         E, k = self.experts_per_rank, ids.shape[1]
         expert_of_pair = ids.flatten()
         expert_of_pair = torch.where(expert_of_pair < 0, E, expert_of_pair)

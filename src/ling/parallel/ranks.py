@@ -45,6 +45,16 @@ class Ranks:
                 self.context = tokens["context"].get_group()
 
     @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that speaks for all."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others at all."""
+        return self.layout.gpus > 1
+
+    @property
     def data_rank(self) -> int:
         """Which share of the data this rank reads, of `data_size`."""
         return self.layout.data_rank(self.rank)
@@ -74,6 +84,12 @@ class Ranks:
             return list(numbers)
         (total,) = sum_over([torch.tensor(numbers, dtype=torch.int64, device=self.device)], self._all_group)
         return [int(n) for n in total.tolist()]
+
+    def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
+        """Return whether any rank wants to stop, and the first rank's clock, so that all of them decide alike."""
+        told = torch.tensor([float(stop), seconds if self.is_first else 0.0], dtype=torch.float64, device=self.device)
+        stops, clock = self.sum_tensors([told])[0].tolist()
+        return stops > 0, clock
 
     def sum_tensors(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Add tensors of one dtype up over all ranks, in one exchange; detached."""

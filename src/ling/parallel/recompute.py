@@ -1,6 +1,6 @@
 """Computing activations again in backward instead of keeping them.
 
-The routing that counts is the one of the first pass: counts are outputs, and what the second pass returns is thrown away.
+The routing that counts is the one of the first pass: counts are outputs, and those of the second are thrown away.
 """
 
 from collections.abc import Callable

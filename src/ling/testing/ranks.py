@@ -1,9 +1,9 @@
 """Four processes that meet over gloo, started once and given one task after the other.
 
-A pool's processes are forked from a server that has imported torch and nothing else, so that they start in no time and
-inherit no threads. A task is a function named `module:function`; it runs on the first `world_size` of them, in a process
-group of their own, and returns something that pickles. Where one fails the others wait for it in vain, so the pool is
-killed and started afresh; so it is when the time is up, with the place where each rank hangs in the message.
+A pool's processes are forked from a server that has imported torch and nothing else, so that they start in no time
+and inherit no threads. A task is a function named `module:function`; it runs on the first `world_size` of them, in a
+process group of their own, and returns something that pickles. Where one fails the others wait for it in vain, so the
+pool is killed and started afresh; so it is when the time is up, with the place where each rank hangs in the message.
 """
 
 import faulthandler

@@ -1,7 +1,9 @@
 """Many steps: data in, reports out, checkpoints on the way, the mean of the last snapshots at the end."""
 
 import logging
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ from ling.config import write_published
 from ling.config.recipe import Recipe, recipe_tree
 from ling.model import CausalLM, init_weights
 from ling.optim.adamw import build_adamw
+from ling.parallel.ranks import Ranks
 from ling.train.averaging import is_snapshot_step
 from ling.train.batch import TrainBatch
 from ling.train.files import (
@@ -28,7 +31,7 @@ from ling.train.files import (
     read_metrics,
     write_metrics,
 )
-from ling.train.interrupt import stop_on_signal
+from ling.train.interrupt import StopRequest, stop_on_signal
 from ling.train.metrics import RouterTelemetry, router_telemetry, worst
 from ling.train.state import TrainState, read_fact
 from ling.train.step import train_step
@@ -76,6 +79,7 @@ class Training:
     read_batches  gives the microbatches of a step, counted from 0; the same ones every time it is asked
     finish        adds files (the tokenizer) to each checkpoint
     model         weights to begin with, on the device to train on; None: new ones, on the CPU
+    ranks         those that `model` is laid out over, all of which run this; None: it is whole and here
     """
 
     def __init__(
@@ -85,16 +89,22 @@ class Training:
         read_batches: Callable[[int], Sequence[TrainBatch]],
         finish: Callable[[Path], None] | None = None,
         model: CausalLM | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
         self.read_batches = read_batches
         self.finish = finish
+        self.ranks = ranks
+        self.is_first = ranks is None or ranks.is_first
+        """Whether this process writes what is not sharded."""
         if model is None:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
         self.device = model.model.norm.weight.device
-        self.state = TrainState(model, build_adamw(model, recipe.optim))
+        self.state = TrainState(model, build_adamw(model, recipe.optim), sharded=ranks is not None and ranks.several)
         self.stopwatch = Stopwatch()
+        self._clock = 0.0
+        """The first rank's seconds as of the last step, by which all ranks decide."""
 
     @property
     def checkpoints(self) -> Path:
@@ -114,8 +124,10 @@ class Training:
         if (latest := latest_checkpoint(self.checkpoints)) is not None:
             source = DcpSource(latest)
             self.state.restore(source)
-            self.stopwatch = Stopwatch(read_fact(source, "seconds", float))
-        self._truncate_metrics()
+            self._clock = read_fact(source, "seconds", float)
+            self.stopwatch = Stopwatch(self._clock)
+        if self.is_first:
+            self._truncate_metrics()
         return self.state.step
 
     def run(self) -> Iterator[StepReport]:
@@ -126,7 +138,8 @@ class Training:
         leaves the checkpoints before it.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self.metrics.open("a", encoding="utf-8") as log, stop_on_signal() as stop, self.stopwatch.running():
+        metrics = self.metrics if self.is_first else os.devnull
+        with open(metrics, "a", encoding="utf-8") as log, stop_on_signal() as stop, self.stopwatch.running():
             while self.state.step < self.recipe.train.steps and not self._out_of_time():
                 report = self._step()
                 log.write(_as_line(report))
@@ -138,17 +151,22 @@ class Training:
                 except GeneratorExit:
                     self.save()
                     raise
-                if stop.made is not None:
+                if self._agree_to_stop(stop):
                     self.save()
                     stop.obey()
         self.save()
         self._average()
 
+    def saved(self) -> Path:
+        """Return the checkpoint of the current step, which is written unless it is there."""
+        target = checkpoint_path(self.checkpoints, self.state.step)
+        return target if target.is_dir() else self.save()
+
     def save(self) -> Path:
         """Write a checkpoint of the current step, and forget older ones that `run` does not keep."""
         target, run = checkpoint_path(self.checkpoints, self.state.step), self.recipe.run
         self._save_to(target)
-        for old in list_checkpoints(self.checkpoints)[: -run.keep_checkpoints]:
+        for old in list_checkpoints(self.checkpoints)[: -run.keep_checkpoints] if self.is_first else ():
             if not run.keep_every or checkpoint_step(old) % run.keep_every:
                 shutil.rmtree(old, ignore_errors=True)
         return target
@@ -164,15 +182,18 @@ class Training:
             "model": write_published(self.recipe.model),
             "recipe": recipe_tree(self.recipe),
         }
-        save_dcp(target, self.state.tensors(), facts, overwrite=True, finish=self.finish)
+        sharded = self.state.sharded
+        save_dcp(target, self.state.tensors(), facts, overwrite=True, finish=self.finish, together=sharded)
 
     def _step(self) -> StepReport:
         start = time.perf_counter()
         batches = [batch.to(self.device) for batch in self.read_batches(self.state.step)]
-        result = train_step(self.state.model, self.state.optimizer, batches, self.recipe, self.state.step)
+        result = train_step(self.state.model, self.state.optimizer, batches, self.recipe, self.state.step, self.ranks)
         self.state.step += 1
         seconds = time.perf_counter() - start
-        if is_snapshot_step(self.state.step, self.recipe.train, self.seconds):
+        if self.ranks is not None:
+            self._clock = self.ranks.agree(False, self.seconds)[1]
+        if is_snapshot_step(self.state.step, self.recipe.train, self._agreed_seconds):
             self.state.snapshots.add(self.state.model)
         return StepReport(
             step=self.state.step,
@@ -182,7 +203,7 @@ class Training:
             z_loss=float(result.losses.z_loss),
             grad_norm=float(result.grad_norm),
             lr=result.lr,
-            tokens=sum(len(batch.tokens) for batch in batches),
+            tokens=result.tokens,
             step_seconds=seconds,
             balance=worst({layer: router_telemetry(c) for layer, c in result.counts.items()}),
             counts=result.counts,
@@ -191,7 +212,17 @@ class Training:
     def _out_of_time(self) -> bool:
         """Whether `max_minutes` is used up; a run does one step at least."""
         limit = self.recipe.train.max_minutes
-        return bool(limit and self.state.step) and self.seconds > 60 * limit
+        return bool(limit and self.state.step) and self._agreed_seconds > 60 * limit
+
+    @property
+    def _agreed_seconds(self) -> float:
+        return self.seconds if self.ranks is None else self._clock
+
+    def _agree_to_stop(self, stop: StopRequest) -> bool:
+        """Whether this process, or that of any other rank, was asked to stop."""
+        if self.ranks is not None and self.ranks.agree(stop.made is not None, 0.0)[0]:
+            stop.made = stop.made or signal.SIGTERM  # another rank was
+        return stop.made is not None
 
     def _average(self) -> None:
         """Overwrite the weights with the mean of the snapshots, if any were taken."""

@@ -4,12 +4,14 @@ import logging
 from dataclasses import asdict
 
 import torch
+from torch.distributed.tensor import DTensor
 
-from ling.checkpoint.names import published_pieces
+from ling.checkpoint.names import Piece, published_pieces
 from ling.checkpoint.pieces import PieceSource
 from ling.config import ModelConfig
 from ling.errors import CheckpointError
 from ling.model import CausalLM
+from ling.parallel.build import copy_part
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +41,19 @@ def load_start(model: CausalLM, source: PieceSource) -> list[str]:
     ]
     held = {piece.key for piece in published_pieces(source.config)}
     state, new = model.state_dict(), set()
+    pieces: dict[str, list[Piece]] = {}
     for piece in published_pieces(model.config):
         if piece.key not in held:
             new.add(piece.layer)
-            continue
-        values = source.read(piece)
-        piece.part_of(state[piece.parameter]).copy_(values)
+        elif piece.parameter in state:
+            pieces.setdefault(piece.parameter, []).append(piece)
+    for name, parts in pieces.items():
+        target = state[name]
+        whole = torch.empty(target.shape, dtype=target.dtype) if isinstance(target, DTensor) else target
+        for piece in parts:
+            piece.part_of(whole).copy_(source.read(piece))
+        if whole is not target:
+            copy_part(target, whole)
     if new:
         notes.append(f"MTP layers that the checkpoint lacks begin with new weights: {', '.join(map(str, sorted(new)))}")
     return notes

@@ -20,8 +20,10 @@ Number = TypeVar("Number", int, float)
 class TrainState:
     """A model with its optimizer and the snapshots taken so far, after `step` updates."""
 
-    def __init__(self, model: CausalLM, optimizer: torch.optim.AdamW) -> None:
+    def __init__(self, model: CausalLM, optimizer: torch.optim.AdamW, *, sharded: bool = False) -> None:
         self.model = model
+        self.sharded = sharded
+        """Whether each rank holds a part, so that all of them read and write together."""
         self.optimizer = optimizer
         self.snapshots = SnapshotMean()
         self.step = 0
@@ -48,7 +50,7 @@ class TrainState:
                 name: torch.empty_like(value, dtype=torch.float32) for name, value in self.model.state_dict().items()
             }
             wanted |= {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
-        source.load_into(wanted)
+        source.load_into(wanted, together=self.sharded)
 
     def _empty_moments(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}

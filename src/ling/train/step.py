@@ -27,6 +27,8 @@ class StepResult:
     counts: dict[int, Tensor]
     """By stored sparse layer, (E,) tokens per expert."""
     lr: float
+    tokens: int
+    """Of the whole step, over all ranks."""
 
 
 def train_step(
@@ -42,15 +44,15 @@ def train_step(
     batches  this rank's microbatches, as many as every other's
     ranks    those that `model` is laid out over; None: it is whole and here
 
-    The gradient is that of one loss over all microbatches of all ranks, however the step is cut into them; the result is
-    the whole step's on every rank.
+    The gradient is that of one loss over all microbatches of all ranks, however the step is cut into them; the result
+    is the whole step's on every rank.
 
     Raises TrainingError, with the weights as they were, if the loss or the gradient is not finite.
     """
     optim = recipe.optim
     parts: list[Losses] = []
     counts: dict[int, Tensor] = {}
-    whole = LossCounts.of(batches) if len(batches) > 1 else None
+    whole = LossCounts.of(batches)
     if ranks is not None:
         batches = [batch.shared(ranks) for batch in batches]
         whole = LossCounts.of(batches).summed(ranks)
@@ -80,4 +82,4 @@ def train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     update_expert_biases(model, counts, optim.expert_bias_update_rate)
-    return StepResult(losses, norm, counts, lr)
+    return StepResult(losses, norm, counts, lr, whole.tokens)

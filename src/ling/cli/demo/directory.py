@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,15 +41,15 @@ class RunDirectory:
         """Return what a person types to come back here."""
         return f"ling {self._verb}{flag and ' '}{flag}{self._out_flag}"
 
-    def read_recipe(self) -> "Recipe":
-        """Return the recipe that the run began with; CheckpointError if it is damaged."""
+    def read_recipe(self, overrides: Sequence[str] = ()) -> "Recipe":
+        """Return the recipe that the run began with, overrides laid over it; CheckpointError if it is damaged."""
         from ling.checkpoint.source import read_json
         from ling.config.recipe import recipe_from_tree
 
         if not self.recipe.exists():
             raise ConfigError(f"there is no run to resume in {self.path}; start one with {self.command()}")
         tree = read_json(self.recipe)
-        recipe = recipe_from_tree(tree)
+        recipe = recipe_from_tree(tree, overrides)
         if lost := sorted(_SECTIONS - tree.keys()):
             raise ConfigError(f"{self.recipe} lacks {', '.join(lost)}; start anew with {self.command('--restart')}")
         self.begun = True

@@ -29,8 +29,9 @@ class Prepared:
     training_books: list[str]
     heldout_books: list[str]
 
-    def read_batches(self, step: int) -> list[TrainBatch]:
-        documents = self.mix.documents(step)
+    def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
+        """Return every `ranks`-th document of a step, counted from 0, as one microbatch."""
+        documents = self.mix.documents(step)[rank::ranks]
         depth = self.mix.recipe.model.num_nextn_predict_layers
         return [build_batch([d.tokens for d in documents], [d.learnt for d in documents], depth)]
 

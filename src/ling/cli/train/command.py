@@ -11,6 +11,8 @@ from ling.cli.demo.directory import RunDirectory
 from ling.errors import ConfigError
 
 DEFAULT_OUT = Path("runs/train")
+_MAY_CHANGE = ("run.", "parallel.")
+"""What a resumed run may be told anew: it does not change what is computed."""
 
 
 def train(
@@ -38,9 +40,12 @@ def begin(
 
     file = None if recipe is None else Path(recipe)
     if resume:
-        if overrides:
-            raise ConfigError("--resume continues with the recipe the run began with; leave the overrides out")
-        resolved = run.read_recipe()
+        if fixed := [text for text in overrides if not text.startswith(_MAY_CHANGE)]:
+            raise ConfigError(
+                f"--resume continues with the recipe the run began with; leave out {fixed[0]} (run.* and parallel.* may "
+                "change, other keys may not)"
+            )
+        resolved = run.read_recipe(overrides)
     else:
         resolved = load_recipe(file=file, overrides=overrides)
         if (source := open_start(resolved)) is not None:
@@ -51,10 +56,12 @@ def begin(
 
         print(describe(resolved, run.path))
         return
+    from ling.distributed.process import speaks
     from ling.train.interrupt import Terminated
 
     try:
         run_training(resolved, run, resume=resume)
     except KeyboardInterrupt as stopped:
-        print(f"\nstopped; {run.how_to_go_on()}", file=sys.stderr)
+        if speaks():
+            print(f"\nstopped; {run.how_to_go_on()}", file=sys.stderr)
         raise typer.Exit(0 if isinstance(stopped, Terminated) else 130) from None

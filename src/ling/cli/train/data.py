@@ -38,8 +38,11 @@ class Data(Protocol):
         """Return the recipe with what only the data can say."""
         ...
 
-    def read_batches(self, step: int) -> list[TrainBatch]:
-        """Return the microbatches of a step, counted from 0."""
+    def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
+        """Return the microbatches of a step, counted from 0, that one of `ranks` data-parallel ranks works on.
+
+        Those of all ranks together are the step's, whatever the number of ranks.
+        """
         ...
 
     def measure(self, model: CausalLM) -> dict[str, float]:
@@ -59,8 +62,8 @@ class BuiltIn:
     def adapt(self, recipe: Recipe) -> Recipe:
         return recipe
 
-    def read_batches(self, step: int) -> list[TrainBatch]:
-        return self._prepared.read_batches(step)
+    def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
+        return self._prepared.read_batches(step, rank, ranks)
 
     def measure(self, model: CausalLM) -> dict[str, float]:
         score, window = LLM(model, self.tokenizer).negative_log_likelihoods, self._recipe.data.max_document_tokens
@@ -99,13 +102,11 @@ class Conversations:
         last = min(recipe.train.average_last, steps // recipe.train.average_every)
         return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps, average_last=last))
 
-    def read_batches(self, step: int) -> list[TrainBatch]:
+    def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
         train = self._recipe.train
-        first = step * train.global_batch_size
-        return [
-            self._batch([d for i in range(start, start + train.micro_batch_size) for d in self.sequences.sequence(i)])
-            for start in range(first, first + train.global_batch_size, train.micro_batch_size)
-        ]
+        first, each = step * train.global_batch_size, train.micro_batch_size
+        starts = range(first + rank * each, first + train.global_batch_size, ranks * each)
+        return [self._batch([d for i in range(s, s + each) for d in self.sequences.sequence(i)]) for s in starts]
 
     @torch.no_grad()
     def measure(self, model: CausalLM) -> dict[str, float]:

@@ -16,8 +16,12 @@ _SHOWN = {
 class Evaluation:
     """Measures what a run holds; each measurement is a line of `evaluations.jsonl`."""
 
-    def __init__(self, directory: Path, data: Data, model: CausalLM, done: int) -> None:
-        """Begin after `done` steps: lines of later ones are going to be written again."""
+    def __init__(self, directory: Path, data: Data, model: CausalLM, done: int, *, writes: bool = True) -> None:
+        """Begin after `done` steps: lines of later ones are going to be written again.
+
+        writes  whether this process writes the lines; all ranks measure together
+        """
+        self._writes = writes
         self._path = directory / NAME
         self._data = data
         self._model = model
@@ -25,15 +29,17 @@ class Evaluation:
         """At which it was measured."""
         if self._path.exists():
             lines = [json.loads(x) for x in self._path.read_text(encoding="utf-8").splitlines() if x.endswith("}")]
-            kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= done)
-            self._path.write_text(kept, encoding="utf-8")
             self.steps = {line["step"] for line in lines if line["step"] <= done}
+            kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= done)
+            if writes:
+                self._path.write_text(kept, encoding="utf-8")
 
     def run(self, step: int) -> dict[str, float]:
         """Measure now; return the numbers under stable names."""
         found = self._data.measure(self._model)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **found}) + "\n")
+        if self._writes:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **found}) + "\n")
         self.steps.add(step)
         return found
 

@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -13,14 +14,19 @@ from ling.checkpoint.hub import resolve_checkpoint
 from ling.checkpoint.pieces import PieceSource, open_pieces
 from ling.checkpoint.save import ExportFormat
 from ling.cli.demo.directory import RunDirectory
-from ling.cli.train.data import add_tokenizer, keep_tokenizer, open_data
+from ling.cli.train.data import Data, add_tokenizer, keep_tokenizer, open_data
 from ling.cli.train.display import Display
 from ling.cli.train.evaluate import Evaluation, summary
 from ling.cli.train.profile import Profile
 from ling.config.recipe import Recipe
+from ling.distributed.process import Process, join_processes
 from ling.engine.bundled import bundled_directory
 from ling.errors import ConfigError
 from ling.model import CausalLM, init_weights
+from ling.parallel.build import build_model
+from ling.parallel.ranks import Ranks
+from ling.scaling.layout import Layout, accumulation, plan_layout
+from ling.train.batch import TrainBatch
 from ling.train.files import latest_checkpoint
 from ling.train.loop import StepReport, Training
 from ling.train.start import load_start
@@ -40,30 +46,49 @@ def open_start(recipe: Recipe) -> PieceSource | None:
 
 
 def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
-    """Train by `recipe` in `run`, from its start or from where it stopped; print where the model lies."""
-    console = Console(stderr=True, highlight=False)
+    """Train by `recipe` in `run`, from its start or from where it stopped; print where the model lies.
+
+    Under torchrun every process calls this; the first one speaks and writes for all.
+    """
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
+    with join_processes(_device(recipe)) as process:
+        layout = plan_layout(recipe.parallel, recipe.model, process.world_size, recipe.train.sequence_length)
+        if recipe.finetune.data:
+            accumulation(layout, recipe.train.global_batch_size, recipe.train.micro_batch_size)
+        ranks = None if layout == Layout() else Ranks(layout, process.device)
+        _run(recipe, run, process, ranks, resume=resume)
+
+
+def _run(recipe: Recipe, run: RunDirectory, process: Process, ranks: Ranks | None, *, resume: bool) -> None:
+    console = Console(stderr=True, highlight=False, quiet=not process.is_first)
     begun = resume and latest_checkpoint(run.checkpoints) is not None
     source = None if begun else open_start(recipe)
-    model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
+    model = _build(recipe, process, ranks)
     if source is not None:
         with console.status(f"reading {source.kind} {source.directory}"):
             for note in load_start(model, source):
                 console.print(f"note: {note}")
-    model.to(_device(recipe))
-    data = open_data(recipe, run.tokenizer if resume else None, source)
+    with process.first_alone():
+        data = open_data(recipe, run.tokenizer if resume else None, source)
     recipe = data.adapt(recipe)
-    trackers = open_trackers(recipe.run.track, run.path, asdict(recipe))
-    if not resume:
-        run.begin(recipe)
-    keep_tokenizer(data.tokenizer, run.tokenizer)
-    training = Training(recipe, run.path, data.read_batches, partial(add_tokenizer, data.tokenizer), model)
+    trackers = open_trackers(recipe.run.track if process.is_first else (), run.path, asdict(recipe))
+    if process.is_first:
+        if not resume:
+            run.begin(recipe)
+        keep_tokenizer(data.tokenizer, run.tokenizer)
+    run.begun = True
+    process.wait_for_all()
+    share = (ranks.data_rank, ranks.data_size) if ranks is not None else (0, 1)
+    read_batches = partial(_read_batches, data, share)
+    training = Training(recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks)
     if resume and (done := training.resume()):
         console.print(f"continuing after step {done}")
-    evaluation = Evaluation(run.path, data, model, training.state.step)
-    profile = Profile(recipe.run, run.path)
+    with process.first_alone():
+        evaluation = Evaluation(run.path, data, model, training.state.step, writes=process.is_first)
+    profile = Profile(recipe.run, run.path if process.is_first else run.path / "profile" / f"rank_{process.rank}")
     profile.between(training.state.step)
+    precision = ExportFormat(precision=recipe.model.torch_dtype)
     with Display(console, recipe, training.state.step) as display:
 
         def between(step: int) -> dict[str, float]:
@@ -74,10 +99,16 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
                 display.say(summary(step, found))
             target = run.path / "exports" / f"step_{step:06d}"
             if _is_due(step, recipe.run.export_every) and not target.exists():
-                save_model(
-                    model, target, export=ExportFormat(precision=recipe.model.torch_dtype), finish=data.tokenizer.save,
-                )  # fmt: skip
+                if training.state.sharded:
+                    export(training.saved(), target)
+                else:
+                    save_model(model, target, export=precision, finish=data.tokenizer.save)
             return found
+
+        def export(checkpoint: Path, target: Path) -> None:
+            if process.is_first:
+                to_safetensors(open_pieces(checkpoint), target, precision, overwrite=True)
+            process.wait_for_all()
 
         between(training.state.step)  # of a step after whose checkpoint the run was killed
         recent: deque[StepReport] = deque(maxlen=display.SMOOTHED_STEPS)
@@ -94,11 +125,21 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
         tracker.close()
     training.save_final(run.final)
     if recipe.run.export_last:
-        precision = ExportFormat(precision=recipe.model.torch_dtype)
-        to_safetensors(open_pieces(run.final), run.export, precision, overwrite=True)
-        print(run.export)
-    else:
-        print(run.final)
+        export(run.final, run.export)
+    if process.is_first:
+        print(run.export if recipe.run.export_last else run.final)
+
+
+def _build(recipe: Recipe, process: Process, ranks: Ranks | None) -> CausalLM:
+    """Return new weights where they are trained: the whole model, or this rank's part."""
+    generator = torch.Generator().manual_seed(recipe.train.seed)
+    if ranks is not None:
+        return build_model(recipe.model, ranks, generator)
+    return init_weights(CausalLM(recipe.model), generator).to(process.device)
+
+
+def _read_batches(data: Data, share: tuple[int, int], step: int) -> list[TrainBatch]:
+    return data.read_batches(step, *share)
 
 
 def _device(recipe: Recipe) -> str:

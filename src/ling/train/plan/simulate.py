@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.checkpoint import checkpoint
 
 from ling.config import ModelConfig
 from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.batch import PackedBatch
 from ling.ops.ragged import Ragged
+from ling.parallel.recompute import recompute_block
 from ling.scaling.activations import Workload
 from ling.scaling.layout import Layout, check_layout
 from ling.scaling.precision import Precision
@@ -75,12 +75,10 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
     began = time.perf_counter()
     with _nobody_else(layout.gpus), torch.device("meta"):
         network = CausalLM(model)
-        if layout.recompute == "full":
-            transformer = network.model
-            transformer.forward = partial(transformer.forward, run=_run_again)  # type: ignore[method-assign]
         shard(network, layout, precision)
         with torch.device("cpu"):
-            peak = _run(network, work)
+            how = {"run": recompute_block} if layout.recompute == "full" else {}
+            peak = _run(network, work, how)
     return Simulation(
         parameters=peak["Parameter"],
         gradients=peak["Gradient"],
@@ -93,7 +91,7 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
     )
 
 
-def _run(network: CausalLM, work: Workload) -> dict[str, int]:
+def _run(network: CausalLM, work: Workload, how: dict[str, Any]) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         optimizer = _Adam(network.parameters())
@@ -104,7 +102,7 @@ def _run(network: CausalLM, work: Workload) -> dict[str, int]:
             for _ in range(_STEPS):
                 for _ in range(min(2, work.microbatches)):  # more of them hold no more
                     tracker.reset_mod_stats()
-                    output = network(batch.tokens, batch.positions, batch.attention)
+                    output = network(batch.tokens, batch.positions, batch.attention, **how)
                     rate = 1e-6 if work.z_loss else 0.0
                     losses = compute_loss(network, output, batch.labels, batch.mtp_labels, router_z_loss=rate)
                     losses.total.backward()
@@ -121,10 +119,6 @@ def _batch(model: ModelConfig, work: Workload) -> TrainBatch:
     row = partial(torch.zeros, dtype=torch.int64)
     rows = Ragged([work.sequence_length] * work.micro_batch)
     return TrainBatch(row(N), row(N), row(N), row(D, N), PackedBatch(rows, row(D, N) if D else None))
-
-
-def _run_again(block: Any, *arguments: Any) -> Any:
-    return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Adam(torch.optim.Optimizer):

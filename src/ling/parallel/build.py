@@ -1,0 +1,35 @@
+"""A model that no rank ever holds whole: built without memory, laid out, then filled part by part."""
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from ling.config import ModelConfig
+from ling.model import CausalLM
+from ling.model.init import initial_values
+from ling.parallel.ranks import Ranks
+from ling.parallel.shard import parallelize
+
+
+@torch.no_grad()
+def build_model(config: ModelConfig, ranks: Ranks, generator: torch.Generator) -> CausalLM:
+    """Return this rank's part of a model with new weights: those that `init_weights` gives one process."""
+    with torch.device("meta"):
+        whole, model = CausalLM(config), CausalLM(config)
+    parallelize(model, ranks).to_empty(device=ranks.device)
+    state = model.state_dict()
+    for name, value in initial_values(whole, generator):
+        copy_part(state[name], value)
+    return model
+
+
+@torch.no_grad()
+def copy_part(target: Tensor, whole: Tensor) -> None:
+    """Copy what `target` holds of `whole`: all of it, or this rank's shard."""
+    if not isinstance(target, DTensor):
+        target.copy_(whole)
+        return
+    for chunk in target.__create_chunk_list__():
+        for dim, (start, size) in enumerate(zip(chunk.offsets, chunk.sizes)):
+            whole = whole.narrow(dim, start, size)
+        target.to_local().copy_(whole)

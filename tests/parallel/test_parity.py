@@ -1,0 +1,84 @@
+"""Every layout trains as one process does: losses, gradients, norms, expert counts, biases and weights."""
+
+import functools
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from ling.testing.ranks import RankPool
+from tests.parallel.parity import LAYOUTS, Trained, train
+
+RECOMPUTE = ("none", "selective", "full")
+PIECES = (1, 2)
+PACKED = (False, True)
+MTP_DEPTHS = (0, 1, 2)
+PRODUCT = list(itertools.product(LAYOUTS, RECOMPUTE, PIECES, PACKED, MTP_DEPTHS))
+LOSSES = dict(rtol=2e-6, atol=1e-6)
+NORMS = dict(rtol=1e-6, atol=0.0)
+GRADIENTS = dict(rtol=0.0, atol=1e-7)
+"""Their global norm is above 1 before it is clipped to 0.5."""
+WEIGHTS = dict(rtol=0.0, atol=1e-5)
+"""After five updates of size 1e-2."""
+
+
+def covering(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Choose rows so that each pair of values that some row has, some chosen row has: greedily, the same every time."""
+
+    def pairs(row: tuple[Any, ...]) -> set[tuple[Any, ...]]:
+        return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
+
+    missing, chosen = set().union(*map(pairs, rows)), []
+    while missing:
+        best = max(rows, key=lambda row: len(pairs(row) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+PAIRWISE = covering(PRODUCT)
+
+
+def test_the_quick_choice_holds_every_pair_of_values() -> None:
+    values = (LAYOUTS, RECOMPUTE, PIECES, PACKED, MTP_DEPTHS)
+    for i, j in itertools.combinations(range(len(values)), 2):
+        assert {(row[i], row[j]) for row in PAIRWISE} == set(itertools.product(values[i], values[j]))
+
+
+@functools.cache
+def one_process(packed: bool, mtp_depth: int) -> Trained:
+    return train(None, packed=packed, mtp_depth=mtp_depth)
+
+
+@pytest.mark.parametrize(("layout", "recompute", "pieces", "packed", "mtp_depth"), PAIRWISE)
+def test_a_layout_trains_as_one_process(
+    ranks: RankPool, layout: str, recompute: str, pieces: int, packed: bool, mtp_depth: int
+) -> None:
+    check(ranks, layout, recompute, pieces, packed, mtp_depth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "recompute", "pieces", "packed", "mtp_depth"), [row for row in PRODUCT if row not in PAIRWISE]
+)
+def test_every_combination_trains_as_one_process(
+    ranks: RankPool, layout: str, recompute: str, pieces: int, packed: bool, mtp_depth: int
+) -> None:
+    check(ranks, layout, recompute, pieces, packed, mtp_depth)
+
+
+def check(ranks: RankPool, layout: str, recompute: str, pieces: int, packed: bool, mtp_depth: int) -> None:
+    task = "tests.parallel.parity:train_and_keep_first"
+    got = ranks.run(task, LAYOUTS[layout][0], layout, recompute, pieces, packed, mtp_depth)[0]
+    wanted = one_process(packed, mtp_depth)
+    close = functools.partial(torch.testing.assert_close, check_dtype=False)
+    close(torch.tensor(got.losses), torch.tensor(wanted.losses), **LOSSES)
+    close(torch.tensor(got.norms), torch.tensor(wanted.norms), **NORMS)
+    assert [list(c) for c in got.counts] == [list(c) for c in wanted.counts]
+    for mine, other in zip(got.counts, wanted.counts):
+        assert all(torch.equal(mine[layer], other[layer]) for layer in other)
+    assert got.gradients.keys() == wanted.gradients.keys()
+    close(got.gradients, wanted.gradients, **GRADIENTS)
+    assert got.weights.keys() == wanted.weights.keys()
+    close(got.weights, wanted.weights, **WEIGHTS)
