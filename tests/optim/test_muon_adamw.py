@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ling.checkpoint.dcp import DcpSource, save_dcp
 from ling.config.optimizer import MuonConfig
