@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, str | None] = {
     "write_gguf": None,
     "demo_seeds": None,
     "convert_full_size": None,
+    "newton_schulz": None,
 }
 
 
