@@ -21,7 +21,7 @@ from ling.engine.runner import Runner
 from ling.model import CausalLM, init_weights
 from ling.model.batch import PackedBatch, shift_within
 from ling.ops.ragged import Ragged
-from ling.optim.adamw import build_adamw
+from ling.optim.build import build_optimizer
 from ling.scaling.flops import count_flops
 from ling.scaling.parameters import count_parameters
 from ling.train.loss import compute_loss
@@ -133,7 +133,7 @@ def train_step() -> dict[str, Any]:
     mini.cache_clear()
     config = dataclasses.replace(MINI, num_hidden_layers=4, num_nextn_predict_layers=1)
     model = random_model(config).requires_grad_(True)
-    optimizer = build_adamw(model, OptimConfig(lr=1e-5))
+    optimizer = build_optimizer(model, OptimConfig(lr=1e-5))
     B, S = 2, 4096
     tokens = torch.randint(config.vocab_size, (B * S,), device=DEVICE)
     rows = Ragged([S] * B, DEVICE)

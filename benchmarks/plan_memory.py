@@ -24,7 +24,7 @@ from ling.config.recipe import Recipe
 from ling.model import CausalLM, init_weights
 from ling.model.batch import PackedBatch
 from ling.ops.ragged import Ragged
-from ling.optim.adamw import build_adamw
+from ling.optim.build import build_optimizer
 from ling.scaling.activations import Workload
 from ling.scaling.layout import Layout
 from ling.scaling.memory import plan_memory
@@ -91,7 +91,7 @@ def measure(model: ModelConfig, length: int, sequences: int) -> dict[str, int]:
     recipe = Recipe(model=model)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         network = init_weights(CausalLM(model), torch.Generator().manual_seed(0))
-        optimizer = build_adamw(network, recipe.optim)
+        optimizer = build_optimizer(network, recipe.optim)
         for step in range(STEPS):
             train_step(network, optimizer, [random_batch(model, length, sequences)], recipe, step)
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, str | None] = {
     "demo_seeds": None,
     "convert_full_size": None,
     "plan_memory": None,
+    "newton_schulz": None,
 }
 
 

@@ -21,6 +21,7 @@ from ling.cli.app import app
 from ling.config import PRESETS, ModelConfig, preset
 from ling.config import finetune as finetune_module
 from ling.config import model as model_module
+from ling.config import optimizer as optimizer_module
 from ling.config import training as training_module
 from ling.scaling.flops import count_flops
 from ling.scaling.parameters import count_parameters
@@ -78,6 +79,9 @@ def config_page() -> str:
         ("model.rope_scaling", model_module, "RopeScaling"),
         ("data", training_module, "DataConfig"),
         ("optim", training_module, "OptimConfig"),
+        ("optim.muon", optimizer_module, "MuonConfig"),
+        ("optim.skip", optimizer_module, "SkipConfig"),
+        ("optim.batch_ramp", optimizer_module, "BatchRampConfig"),
         ("train", training_module, "TrainConfig"),
         ("finetune", finetune_module, "FinetuneConfig"),
     )
@@ -86,6 +90,8 @@ def config_page() -> str:
         parts.append(f"## {section}\n\n{inspect.getdoc(kind)}\n\n| key | default | meaning |\n| --- | --- | --- |")
         described = field_docs(module, name)
         for field in dataclasses.fields(kind):
+            if field.default_factory is not dataclasses.MISSING:
+                continue  # a section of its own
             default = "required" if field.default is dataclasses.MISSING else f"`{field.default}`"
             parts.append(f"| `{field.name}` | {default} | {described.get(field.name, '')} |")
         parts.append("")

@@ -265,12 +265,11 @@ def config_like(config: ModelConfig, other: ModelConfig) -> ModelConfig:
 def test_a_training_checkpoint_made_from_a_model_starts_a_run(published: Path, tmp_path: Path) -> None:
     from ling.checkpoint.dcp import DcpSource
     from ling.config.training import OptimConfig
-    from ling.optim.adamw import build_adamw
     from ling.train.state import TrainState
 
     to_training(open_pieces(published), tmp_path / "start")
     fresh = CausalLM(tiny_config_of(published))
-    state = TrainState(fresh, build_adamw(fresh, OptimConfig()))
+    state = TrainState(fresh, OptimConfig())
     state.restore(DcpSource(tmp_path / "start"))
     assert state.step == 0
     expected = load_model(published, dtype=torch.float32).state_dict()

@@ -5,7 +5,7 @@ import torch
 
 from ling.config.training import OptimConfig
 from ling.errors import ConfigError
-from ling.optim.adamw import build_adamw
+from ling.optim.build import build_optimizer
 from ling.optim.expert_bias import step_bias_, update_expert_biases
 from ling.optim.schedule import lr_at
 from ling.testing.models import tiny_model
@@ -45,7 +45,7 @@ def test_only_layers_with_counts_move_and_a_rate_of_zero_freezes_all() -> None:
 
 def test_norms_and_biases_do_not_decay_and_every_parameter_is_in_one_group() -> None:
     model = tiny_model(use_bias=True, use_qkv_bias=True)
-    decayed, plain = build_adamw(model, OptimConfig(weight_decay=0.1)).param_groups
+    decayed, plain = build_optimizer(model, OptimConfig(weight_decay=0.1)).param_groups
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     assert all("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in plain["params"])

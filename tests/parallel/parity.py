@@ -16,7 +16,7 @@ from ling.config.parallel import ParallelConfig
 from ling.config.recipe import Recipe
 from ling.config.training import OptimConfig, TrainConfig
 from ling.model import CausalLM
-from ling.optim.adamw import build_adamw
+from ling.optim.build import build_optimizer
 from ling.parallel.ranks import Ranks
 from ling.parallel.shard import parallelize
 from ling.scaling.layout import plan_layout
@@ -102,7 +102,7 @@ def train(
         parallel = ParallelConfig(recompute=recompute, **sizes)  # type: ignore[arg-type]
         ranks = Ranks(plan_layout(parallel, recipe.model, world_size, 16))
         model = parallelize(model, ranks)
-    optimizer = build_adamw(model, recipe.optim)
+    optimizer = build_optimizer(model, recipe.optim)
     gradients: dict[str, Tensor] = {}
 
     def keep(*_: Any) -> None:

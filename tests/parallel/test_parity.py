@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.parallel.parity import LAYOUTS, Trained, train
 
 from ling.testing.ranks import RankPool
-from tests.parallel.parity import LAYOUTS, Trained, train
 
 RECOMPUTE = ("none", "selective", "full")
 PIECES = (1, 2)

@@ -27,6 +27,10 @@ def check_recipe(recipe: "Recipe") -> None:
     optim, steps = recipe.optim, recipe.train.steps
     if optim.decay_steps > steps:
         raise ConfigError(f"optim.decay_steps {optim.decay_steps} is more than train.steps {steps}")
+    if optim.schedule != "constant" and optim.warmup_steps + optim.decay_steps > steps:
+        decay = f" and optim.decay_steps {optim.decay_steps}" if optim.decay_steps else ""
+        raise ConfigError(f"optim.warmup_steps {optim.warmup_steps}{decay} do not fit into train.steps {steps}")
+    optim.batch_ramp.check_end(recipe.train.global_batch_size)
     if optim.schedule != "constant" and recipe.train.average_last:
         raise ConfigError(
             f"optim.schedule {optim.schedule} and train.average_last {recipe.train.average_last} would decay twice; "

@@ -1,9 +1,10 @@
 """The sections of a recipe beside the model: data, optimizer, loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ling.config.fields import check_fields
+from ling.config.optimizer import BatchRampConfig, MuonConfig, SkipConfig, read_multiplier
 from ling.errors import ConfigError
 
 
@@ -37,8 +38,10 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """AdamW, the expert-bias rule, and the learning rate: constant after warm-up unless a schedule is chosen."""
+    """AdamW or Muon, the expert-bias rule, the learning rate: constant after warm-up unless a schedule is chosen."""
 
+    method: Literal["adamw", "muon"] = "adamw"
+    """muon: for the matrices between embedding and head, each expert's among them; AdamW for all else."""
     lr: float = 3e-4
     """Peak learning rate, reached after `warmup_steps`."""
     warmup_steps: int = 2000
@@ -62,6 +65,16 @@ class OptimConfig:
     """u of the zero-mean sign rule (spec: model.md 6); 0 freezes the bias."""
     router_z_loss: float = 3.5e-6
     """Weight of the mean squared log-sum-exp of the router logits, summed over layers."""
+    lr_multipliers: tuple[str, ...] = ()
+    """Entries `pattern=factor`: parameters whose learning rate is that much of the schedule's. A pattern is a name with
+    `*`, or embeddings, head, router, experts, norms, biases."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameters that stay as they are. expert_bias stands for the routers' biases."""
+    master_weights: bool = False
+    """Keep a float32 copy of each parameter of lower precision in the optimizer, so that small updates are not lost."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    skip: SkipConfig = field(default_factory=SkipConfig)
+    batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
 
     def __post_init__(self) -> None:
         check_fields(self, "optim")
@@ -86,6 +99,8 @@ class OptimConfig:
             raise ConfigError(f"optim.end_lr {self.end_lr:g} is above optim.lr {self.lr:g}")
         if (self.schedule == "wsd") != bool(self.decay_steps):
             raise ConfigError("optim.decay_steps and optim.schedule=wsd go together; set both, or neither")
+        for entry in self.lr_multipliers:
+            read_multiplier(entry)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ Zero-mean sign rule of the published recipe (spec: model.md 6; arXiv 2408.15664)
 Counts are those of one optimizer step: summed over microbatches and data ranks, each token counted once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import torch
 from torch import Tensor
@@ -25,11 +25,19 @@ def step_bias_(expert_bias: Tensor, counts: Tensor, rate: float) -> None:
     expert_bias.add_(sign - sign.mean(), alpha=rate)
 
 
-def update_expert_biases(model: CausalLM, counts: Mapping[int, Tensor], rate: float) -> None:
-    """Apply the rule to every stored layer in `counts`; a rate of 0 leaves all biases as they are."""
+def update_expert_biases(
+    model: CausalLM, counts: Mapping[int, Tensor], rate: float, frozen: Container[int] = ()
+) -> None:
+    """Apply the rule to every stored layer in `counts`; a rate of 0 leaves all biases as they are.
+
+    counts  by layer, (E,) tokens of the whole optimizer step
+    frozen  layers whose bias stays, as `freeze_` gives them
+    """
     if rate == 0:
         return
     for layer, layer_counts in counts.items():
+        if layer in frozen:
+            continue
         moe = model.model.layers[layer].mlp
         assert isinstance(moe, SparseMoe), layer
         if moe.gate.expert_bias is not None:

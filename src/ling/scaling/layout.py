@@ -110,19 +110,6 @@ def expert_sizes(model: ModelConfig, shards: int) -> list[int]:
     return [n for n in divisors(shards) if E % n == 0 and (G % n == 0 or n % G == 0)]
 
 
-def accumulation(layout: Layout, global_batch_size: int, micro_batch_size: int) -> int:
-    """Return the microbatches of one data-parallel rank in a step; ConfigError if sequences do not come out even."""
-    per_round = micro_batch_size * layout.data_parallel
-    if global_batch_size % per_round:
-        below = global_batch_size - global_batch_size % per_round
-        use = f"{below} or {below + per_round}" if below else f"{per_round}"
-        raise ConfigError(
-            f"train.global_batch_size {global_batch_size} is no multiple of {per_round}, train.micro_batch_size "
-            f"{micro_batch_size} on {layout.data_parallel} data-parallel ranks; use {use}"
-        )
-    return global_batch_size // per_round
-
-
 def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> None:
     """Raise ConfigError that names the sizes to choose from unless `model` can be divided so."""
     T, E = layout.tensor, layout.expert

@@ -16,7 +16,6 @@ from ling.checkpoint.dcp import DcpSource, save_dcp
 from ling.config import write_published
 from ling.config.recipe import Recipe, recipe_tree
 from ling.model import CausalLM, init_weights
-from ling.optim.adamw import build_adamw
 from ling.parallel.ranks import Ranks
 from ling.train.averaging import is_snapshot_step
 from ling.train.batch import TrainBatch
@@ -53,6 +52,8 @@ class StepReport:
     grad_norm: float
     lr: float
     tokens: int
+    skipped: bool
+    """Whether the update was thrown away (`optim.skip`)."""
     step_seconds: float
     balance: RouterTelemetry | None
     """The worst layer's; None without sparse layers."""
@@ -63,6 +64,7 @@ class StepReport:
         found = {
             "loss": self.loss, "z_loss": self.z_loss, "grad_norm": self.grad_norm, "lr": self.lr, "tokens": self.tokens,
             "tokens_per_second": self.tokens / self.step_seconds, "step_seconds": self.step_seconds,
+            "skipped": float(self.skipped),
         }  # fmt: skip
         for depth, (loss, percent) in enumerate(zip(self.mtp_losses, self.mtp_correct_percent)):
             found |= {f"mtp/{depth}/loss": loss, f"mtp/{depth}/correct_percent": percent}
@@ -101,7 +103,7 @@ class Training:
         if model is None:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
         self.device = model.model.norm.weight.device
-        self.state = TrainState(model, build_adamw(model, recipe.optim), sharded=ranks is not None and ranks.several)
+        self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.several)
         self.stopwatch = Stopwatch()
         self._clock = 0.0
         """The first rank's seconds as of the last step, by which all ranks decide."""
@@ -188,7 +190,10 @@ class Training:
     def _step(self) -> StepReport:
         start = time.perf_counter()
         batches = [batch.to(self.device) for batch in self.read_batches(self.state.step)]
-        result = train_step(self.state.model, self.state.optimizer, batches, self.recipe, self.state.step, self.ranks)
+        result = train_step(
+            self.state.model, self.state.optimizer, batches, self.recipe, self.state.step, self.ranks,
+            self.state.guard, self.state.frozen_biases,
+        )  # fmt: skip
         self.state.step += 1
         seconds = time.perf_counter() - start
         if self.ranks is not None:
@@ -204,6 +209,7 @@ class Training:
             grad_norm=float(result.grad_norm),
             lr=result.lr,
             tokens=result.tokens,
+            skipped=result.skipped,
             step_seconds=seconds,
             balance=worst({layer: router_telemetry(c) for layer, c in result.counts.items()}),
             counts=result.counts,

@@ -10,8 +10,12 @@ from torch import Tensor
 
 from ling.checkpoint.dcp import FACTS_NAME, DcpSource
 from ling.checkpoint.layout import MODEL_PREFIX
+from ling.config.training import OptimConfig
 from ling.errors import CheckpointError
 from ling.model import CausalLM
+from ling.optim.build import build_optimizer, state_tensors
+from ling.optim.patterns import freeze_
+from ling.optim.spikes import SpikeGuard
 from ling.train.averaging import SnapshotMean
 
 Number = TypeVar("Number", int, float)
@@ -20,49 +24,40 @@ Number = TypeVar("Number", int, float)
 class TrainState:
     """A model with its optimizer and the snapshots taken so far, after `step` updates."""
 
-    def __init__(self, model: CausalLM, optimizer: torch.optim.AdamW, *, sharded: bool = False) -> None:
+    def __init__(self, model: CausalLM, optim: OptimConfig, *, sharded: bool = False) -> None:
         self.model = model
         self.sharded = sharded
         """Whether each rank holds a part, so that all of them read and write together."""
-        self.optimizer = optimizer
+        self.optimizer = build_optimizer(model, optim)
+        self.frozen_biases = freeze_(model, optim.freeze)
+        """Layers whose expert bias stays."""
+        self.guard = SpikeGuard(optim.skip)
         self.snapshots = SnapshotMean()
         self.step = 0
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor of the state under a flat name."""
         named = {MODEL_PREFIX + name: value for name, value in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            moments: dict[str, Tensor] = self.optimizer.state.get(parameter, {})
-            named |= {f"optim/{name}/{key}": value for key, value in moments.items()}
+        named |= state_tensors(self.model, self.optimizer)
         return named | {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
 
     def facts(self) -> dict[str, Any]:
-        return {"step": self.step, "snapshots": self.snapshots.count}
+        return {"step": self.step, "snapshots": self.snapshots.count, "skip": self.guard.state()}
 
     def restore(self, source: DcpSource) -> None:
         """Take over a checkpoint of the same model; CheckpointError if anything is missing or of another shape."""
         self.step, self.snapshots.count = read_fact(source, "step", int), read_fact(source, "snapshots", int)
         wanted = {MODEL_PREFIX + name: value for name, value in self.model.state_dict().items()}
         if self.step:
-            wanted |= self._empty_moments()
+            wanted |= state_tensors(self.model, self.optimizer)
         if self.snapshots.count:
             self.snapshots.sums = {
                 name: torch.empty_like(value, dtype=torch.float32) for name, value in self.model.state_dict().items()
             }
             wanted |= {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
+        if (skip := source.facts().get("skip")) is not None:  # checkpoints before it came along have none
+            self.guard.restore(skip, str(source.directory / FACTS_NAME))
         source.load_into(wanted, together=self.sharded)
-
-    def _empty_moments(self) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
-        for name, parameter in self.model.named_parameters():
-            moments = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),  # where fused AdamW has it
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-            self.optimizer.state[parameter] = moments
-            named |= {f"optim/{name}/{key}": value for key, value in moments.items()}
-        return named
 
 
 def read_fact(source: DcpSource, key: str, kind: type[Number]) -> Number:

@@ -1,17 +1,17 @@
 """One optimizer update."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ling.config.recipe import Recipe
-from ling.errors import TrainingError
 from ling.model import CausalLM
-from ling.optim.adamw import set_lr
+from ling.optim.build import set_lr
 from ling.optim.expert_bias import update_expert_biases
 from ling.optim.schedule import lr_at
+from ling.optim.spikes import SpikeGuard
 from ling.parallel.ranks import Ranks
 from ling.train.batch import TrainBatch
 from ling.train.loss import LossCounts, Losses, add_losses, compute_loss
@@ -29,6 +29,8 @@ class StepResult:
     lr: float
     tokens: int
     """Of the whole step, over all ranks."""
+    skipped: bool
+    """Whether weights, moments and expert biases stayed as they were."""
 
 
 def train_step(
@@ -38,16 +40,21 @@ def train_step(
     recipe: Recipe,
     step: int,
     ranks: Ranks | None = None,
+    guard: SpikeGuard | None = None,
+    frozen_biases: Container[int] = (),
 ) -> StepResult:
     """Apply update `step`, counted from 0: forward and backward of each microbatch, clip, AdamW, expert biases.
 
     batches  this rank's microbatches, as many as every other's
     ranks    those that `model` is laid out over; None: it is whole and here
+    guard    decides whether the update is thrown away; None: it never is
+    frozen_biases  layers whose expert bias stays
 
     The gradient is that of one loss over all microbatches of all ranks, however the step is cut into them; the result
     is the whole step's on every rank.
 
-    Raises TrainingError, with the weights as they were, if the loss or the gradient is not finite.
+    Raises TrainingError, with the weights as they were, if the loss or the gradient is not finite and `guard` does not
+    allow for it.
     """
     optim = recipe.optim
     parts: list[Losses] = []
@@ -72,14 +79,12 @@ def train_step(
     else:
         losses, counts = losses.summed(ranks), ranks.sum_counts(counts)
         norm = ranks.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
-    if not (losses.total.isfinite() and norm.isfinite()):
-        raise TrainingError(
-            f"training diverges: at step {step + 1} the loss is {losses.total.item():g} and the gradient norm "
-            f"{norm.item():g}; begin again with optim.lr below {optim.lr:g}"
-        )
+    guard = guard or SpikeGuard(optim.skip)
+    skipped = guard.reason_to_skip(step, losses.total.item(), norm.item(), optim.lr) is not None
     lr = lr_at(step, optim, recipe.train.steps)
     set_lr(optimizer, lr)
-    optimizer.step()
+    if not skipped:
+        optimizer.step()
+        update_expert_biases(model, counts, optim.expert_bias_update_rate, frozen_biases)
     optimizer.zero_grad(set_to_none=True)
-    update_expert_biases(model, counts, optim.expert_bias_update_rate)
-    return StepResult(losses, norm, counts, lr, whole.tokens)
+    return StepResult(losses, norm, counts, lr, whole.tokens, skipped)

@@ -22,6 +22,7 @@ from ling.eval.tasks import run_task
 from ling.finetune.prepare import prepare as prepare_conversations
 from ling.finetune.sequences import ChatSequences
 from ling.model import CausalLM
+from ling.optim.batch_ramp import BatchRamp
 from ling.tokenizer import Tokenizer
 from ling.train.batch import TrainBatch, build_batch
 from ling.train.loss import LossCounts, add_losses, compute_loss
@@ -87,6 +88,7 @@ class Conversations:
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self._recipe, train = recipe, recipe.train
+        self._ramp = BatchRamp.of(recipe.optim.batch_ramp, train.global_batch_size, train.micro_batch_size)
         with progress_bar("reading conversations", in_bytes=True) as progress:
             self.prepared = prepare_conversations(
                 recipe.finetune, tokenizer, sequence_length=train.sequence_length, progress=progress
@@ -98,14 +100,13 @@ class Conversations:
 
     def adapt(self, recipe: Recipe) -> Recipe:
         """Set the number of steps to that of the epochs, and average none of them."""
-        steps = math.ceil(recipe.finetune.epochs * len(self.sequences) / recipe.train.global_batch_size)
+        steps = self._ramp.steps_for(math.ceil(recipe.finetune.epochs * len(self.sequences)))
         last = min(recipe.train.average_last, steps // recipe.train.average_every)
         return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps, average_last=last))
 
     def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
-        train = self._recipe.train
-        first, each = step * train.global_batch_size, train.micro_batch_size
-        starts = range(first + rank * each, first + train.global_batch_size, ranks * each)
+        first, each = self._ramp.consumed_before(step), self._recipe.train.micro_batch_size
+        starts = range(first + rank * each, first + self._ramp.batch_size_at(step), ranks * each)
         return [self._batch([d for i in range(s, s + each) for d in self.sequences.sequence(i)]) for s in starts]
 
     @torch.no_grad()
@@ -141,6 +142,10 @@ def open_data(recipe: Recipe, kept: Path | None, source: PieceSource | None) -> 
     files = [] if source is None else [f for f in source.tokenizer_files() if f.name == "tokenizer.json"]
     given = kept if kept is not None and kept.is_dir() else files[0].parent if files else None
     if not recipe.finetune.data:
+        if recipe.optim.batch_ramp.start:
+            raise ConfigError(
+                "optim.batch_ramp counts sequences, which the data in the package has none of; leave it out"
+            )
         return BuiltIn(recipe, prepare(recipe, given))
     if given is None:
         raise ConfigError("fine-tuning begins with a model that has a tokenizer; name one with run.start_from")

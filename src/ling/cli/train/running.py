@@ -23,9 +23,10 @@ from ling.distributed.process import Process, join_processes
 from ling.engine.bundled import bundled_directory
 from ling.errors import ConfigError
 from ling.model import CausalLM, init_weights
+from ling.optim.batch_ramp import BatchRamp
 from ling.parallel.build import build_model
 from ling.parallel.ranks import Ranks
-from ling.scaling.layout import Layout, accumulation, plan_layout
+from ling.scaling.layout import Layout, plan_layout
 from ling.train.batch import TrainBatch
 from ling.train.files import latest_checkpoint
 from ling.train.loop import StepReport, Training
@@ -55,7 +56,8 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
     with join_processes(_device(recipe)) as process:
         layout = plan_layout(recipe.parallel, recipe.model, process.world_size, recipe.train.sequence_length)
         if recipe.finetune.data:
-            accumulation(layout, recipe.train.global_batch_size, recipe.train.micro_batch_size)
+            at_once = layout.data_parallel * recipe.train.micro_batch_size
+            BatchRamp.of(recipe.optim.batch_ramp, recipe.train.global_batch_size, at_once)
         ranks = None if layout == Layout() else Ranks(layout, process.device)
         _run(recipe, run, process, ranks, resume=resume)
 
