@@ -15,11 +15,11 @@ PIECES = (1, 2)
 PACKED = (False, True)
 MTP_DEPTHS = (0, 1, 2)
 PRODUCT = list(itertools.product(LAYOUTS, RECOMPUTE, PIECES, PACKED, MTP_DEPTHS))
-LOSSES = dict(rtol=2e-6, atol=1e-6)
-NORMS = dict(rtol=1e-6, atol=0.0)
-GRADIENTS = dict(rtol=0.0, atol=1e-7)
+LOSSES = {"rtol": 2e-6, "atol": 1e-6}
+NORMS = {"rtol": 1e-6, "atol": 0.0}
+GRADIENTS = {"rtol": 0.0, "atol": 1e-7}
 """Their global norm is above 1 before it is clipped to 0.5."""
-WEIGHTS = dict(rtol=0.0, atol=1e-5)
+WEIGHTS = {"rtol": 0.0, "atol": 1e-5}
 """After five updates of size 1e-2."""
 
 

@@ -42,8 +42,8 @@ def begin(
     if resume:
         if fixed := [text for text in overrides if not text.startswith(_MAY_CHANGE)]:
             raise ConfigError(
-                f"--resume continues with the recipe the run began with; leave out {fixed[0]} (run.* and parallel.* may "
-                "change, other keys may not)"
+                f"--resume continues with the recipe the run began with; leave out {fixed[0]} "
+                "(only run.* and parallel.* may change)"
             )
         resolved = run.read_recipe(overrides)
     else:

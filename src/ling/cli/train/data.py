@@ -144,7 +144,7 @@ def open_data(recipe: Recipe, kept: Path | None, source: PieceSource | None) -> 
     if not recipe.finetune.data:
         if recipe.optim.batch_ramp.start:
             raise ConfigError(
-                "optim.batch_ramp counts sequences, which the data in the package has none of; leave it out"
+                "optim.batch_ramp counts sequences, and the data in the package has none; leave it out"
             )
         return BuiltIn(recipe, prepare(recipe, given))
     if given is None:

@@ -1,0 +1,56 @@
+"""Runs whose state lies on several ranks: begun on one layout, gone on with on another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ling.testing.ranks import RankPool
+from tests.parallel import run_tasks
+
+TASKS = "tests.parallel.run_tasks"
+ONE: tuple[int, dict[str, int]] = (1, {})
+FSDP2_EP2 = (2, {"expert": 2})
+FSDP4 = (4, {})
+CP2_EP2 = (4, {"context": 2, "expert": 2})
+
+
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_a_run_goes_on_in_other_layouts_with_the_same_state_and_the_same_losses(
+    ranks: RankPool, tmp_path: Path, method: str
+) -> None:
+    alone = run_tasks.run(str(tmp_path / "alone"), *ONE, method)
+    begun = str(tmp_path / "begun")
+    losses = ranks.run(f"{TASKS}:run", 2, begun, *FSDP2_EP2, method, 2)[0]
+    step, state, _ = ranks.run(f"{TASKS}:held", 2, begun, *FSDP2_EP2, method)[0]
+    assert step == 2
+    for size, layout in (ONE, FSDP4, CP2_EP2):
+        found = [run_tasks.held(begun, size, layout, method)] if size == 1 else ranks.run(
+            f"{TASKS}:held", size, begun, size, layout, method
+        )  # fmt: skip
+        assert found[0][0] == 2
+        assert found[0][1].keys() == state.keys()
+        assert all(torch.equal(found[0][1][name], tensor) for name, tensor in state.items()), (size, layout)
+    losses += ranks.run(f"{TASKS}:run", 4, begun, *CP2_EP2, method, 4)[0]
+    losses += run_tasks.run(begun, *ONE, method)
+    assert losses == pytest.approx(alone, rel=2e-5)
+
+
+def test_a_run_that_is_stopped_and_resumed_on_the_same_layout_has_the_same_bits(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    whole = ranks.run(f"{TASKS}:run", 2, str(tmp_path / "whole"), *FSDP2_EP2, "adamw")[0]
+    cut = str(tmp_path / "cut")
+    parts = ranks.run(f"{TASKS}:run", 2, cut, *FSDP2_EP2, "adamw", 4)[0]
+    parts += ranks.run(f"{TASKS}:run", 2, cut, *FSDP2_EP2, "adamw")[0]
+    assert parts == whole
+    assert (tmp_path / "whole/metrics.jsonl").read_text().count("\n") == run_tasks.STEPS
+    assert (tmp_path / "cut/metrics.jsonl").read_text().count("\n") == run_tasks.STEPS
+
+
+def test_two_ranks_hold_at_most_60_percent_each(ranks: RankPool, tmp_path: Path) -> None:
+    directory = str(tmp_path / "run")
+    ranks.run(f"{TASKS}:run", 2, directory, *FSDP2_EP2, "adamw", 3)
+    sizes = [size for _, _, size in ranks.run(f"{TASKS}:held", 2, directory, *FSDP2_EP2, "adamw")]
+    whole = run_tasks.held(directory, *ONE, "adamw")[2]
+    assert max(sizes) <= 0.6 * whole, (sizes, whole)
