@@ -22,6 +22,8 @@ from ling.config import PRESETS, ModelConfig, preset
 from ling.config import finetune as finetune_module
 from ling.config import model as model_module
 from ling.config import optimizer as optimizer_module
+from ling.config import parallel as parallel_module
+from ling.config import run as run_module
 from ling.config import training as training_module
 from ling.scaling.flops import count_flops
 from ling.scaling.parameters import count_parameters
@@ -83,6 +85,8 @@ def config_page() -> str:
         ("optim.skip", optimizer_module, "SkipConfig"),
         ("optim.batch_ramp", optimizer_module, "BatchRampConfig"),
         ("train", training_module, "TrainConfig"),
+        ("run", run_module, "RunConfig"),
+        ("parallel", parallel_module, "ParallelConfig"),
         ("finetune", finetune_module, "FinetuneConfig"),
     )
     for section, module, name in sections:

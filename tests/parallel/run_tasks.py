@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from tests.parallel.parity import batches_of, whole
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -14,7 +15,6 @@ from ling.parallel.ranks import Ranks
 from ling.scaling.layout import plan_layout
 from ling.train.batch import TrainBatch
 from ling.train.loop import Training
-from tests.parallel.parity import batches_of, whole
 
 STEPS = 6
 

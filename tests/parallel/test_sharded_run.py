@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.parallel import run_tasks
 
 from ling.testing.ranks import RankPool
-from tests.parallel import run_tasks
 
 TASKS = "tests.parallel.run_tasks"
 ONE: tuple[int, dict[str, int]] = (1, {})

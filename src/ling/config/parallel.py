@@ -22,11 +22,11 @@ class ParallelConfig:
     """Ranks that the routed experts of a layer are shared out to, each keeping whole ones; taken out of the
     sharding and context ranks, not in addition to them. 0: the most that the experts and those ranks allow."""
     tensor: int = 1
-    """Ranks that share out heads, the widths of dense and shared feed-forwards and the vocabulary. Only 1 for now."""
+    """Ranks that share out heads, widths of dense and shared feed-forwards, the vocabulary. For `ling plan` only so far."""
     context: int = 1
     """Ranks that share out the tokens of a microbatch, and attention's heads while it runs (Ulysses)."""
     pipeline: int = 1
-    """Stages that the layers are cut into. Only 1 for now."""
+    """Stages that the layers are cut into. For `ling plan` only so far."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What backward computes again instead of keeping it: nothing; routed experts, the largest; or whole blocks."""
 

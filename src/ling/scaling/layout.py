@@ -88,10 +88,13 @@ class Layout:
 
 
 def plan_layout(parallel: ParallelConfig, model: ModelConfig, ranks: int, sequence_length: int) -> Layout:
-    """Resolve the sizes that a recipe gives for `model` on `ranks` ranks.
+    """Resolve the sizes that a recipe gives for a run of `model` on `ranks` ranks.
 
     Raises ConfigError for sizes that do not fit each other, the network or the ranks, with those that do.
     """
+    for name in ("tensor", "pipeline"):
+        if getattr(parallel, name) != 1:
+            raise ConfigError(f"parallel.{name} {getattr(parallel, name)} can be planned but not run yet; use 1")
     sizes = _fill(parallel, ranks)
     shards = sizes["data_parallel_shard"] * sizes["context"]
     expert = parallel.expert or expert_sizes(model, shards)[-1]

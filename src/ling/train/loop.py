@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ from torch import Tensor
 from ling.checkpoint.dcp import DcpSource, save_dcp
 from ling.config import write_published
 from ling.config.recipe import Recipe, recipe_tree
+from ling.errors import CheckpointError
 from ling.model import CausalLM, init_weights
 from ling.parallel.ranks import Ranks
 from ling.train.averaging import is_snapshot_step
@@ -35,6 +37,7 @@ from ling.train.metrics import RouterTelemetry, router_telemetry, worst
 from ling.train.state import TrainState, read_fact
 from ling.train.step import train_step
 from ling.train.stopwatch import Stopwatch
+from ling.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +84,7 @@ class Training:
     read_batches  gives the microbatches of a step, counted from 0; the same ones every time it is asked
     finish        adds files (the tokenizer) to each checkpoint
     model         weights to begin with, on the device to train on; None: new ones, on the CPU
+    data          fingerprint of what is read: a run that goes on with other data is refused; None: it cannot change
     ranks         those that `model` is laid out over, all of which run this; None: it is whole and here
     """
 
@@ -92,12 +96,14 @@ class Training:
         finish: Callable[[Path], None] | None = None,
         model: CausalLM | None = None,
         ranks: Ranks | None = None,
+        data: str | None = None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
         self.read_batches = read_batches
         self.finish = finish
         self.ranks = ranks
+        self.data = data
         self.is_first = ranks is None or ranks.is_first
         """Whether this process writes what is not sharded."""
         if model is None:
@@ -125,6 +131,11 @@ class Training:
         """Take over the latest checkpoint, if there is one; return the number of updates done."""
         if (latest := latest_checkpoint(self.checkpoints)) is not None:
             source = DcpSource(latest)
+            if (data := source.facts().get("data")) is not None and data != self.data:
+                raise CheckpointError(
+                    f"{latest} was trained on other data (or packed otherwise) than what is read now; restore the files, "
+                    "or begin a new run from it with run.start_from"
+                )
             self.state.restore(source)
             self._clock = read_fact(source, "seconds", float)
             self.stopwatch = Stopwatch(self._clock)
@@ -181,6 +192,8 @@ class Training:
         facts = {
             **self.state.facts(),
             "seconds": self.seconds,
+            "data": self.data,
+            "versions": {"ling": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "model": write_published(self.recipe.model),
             "recipe": recipe_tree(self.recipe),
         }

@@ -34,6 +34,8 @@ class Data(Protocol):
     """What is learnt, and what is kept from training to be measured."""
 
     tokenizer: Tokenizer
+    fingerprint: str | None
+    """Of everything that decides what a step reads; None: the recipe alone does."""
 
     def adapt(self, recipe: Recipe) -> Recipe:
         """Return the recipe with what only the data can say."""
@@ -53,6 +55,8 @@ class Data(Protocol):
 
 class BuiltIn:
     """Books and generated dialogues (section `data`)."""
+
+    fingerprint: str | None = None
 
     def __init__(self, recipe: Recipe, prepared: Prepared) -> None:
         self.tokenizer = prepared.tokenizer
@@ -97,6 +101,7 @@ class Conversations:
             self.prepared.store, self.prepared.training, sequence_length=train.sequence_length, seed=train.seed,
             packing=recipe.finetune.packing,
         )  # fmt: skip
+        self.fingerprint: str | None = self.sequences.fingerprint
 
     def adapt(self, recipe: Recipe) -> Recipe:
         """Set the number of steps to that of the epochs, and average none of them."""
@@ -143,9 +148,7 @@ def open_data(recipe: Recipe, kept: Path | None, source: PieceSource | None) -> 
     given = kept if kept is not None and kept.is_dir() else files[0].parent if files else None
     if not recipe.finetune.data:
         if recipe.optim.batch_ramp.start:
-            raise ConfigError(
-                "optim.batch_ramp counts sequences, and the data in the package has none; leave it out"
-            )
+            raise ConfigError("optim.batch_ramp counts sequences, and the data in the package has none; leave it out")
         return BuiltIn(recipe, prepare(recipe, given))
     if given is None:
         raise ConfigError("fine-tuning begins with a model that has a tokenizer; name one with run.start_from")

@@ -83,7 +83,9 @@ def _run(recipe: Recipe, run: RunDirectory, process: Process, ranks: Ranks | Non
     process.wait_for_all()
     share = (ranks.data_rank, ranks.data_size) if ranks is not None else (0, 1)
     read_batches = partial(_read_batches, data, share)
-    training = Training(recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks)
+    training = Training(
+        recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks, data.fingerprint
+    )
     if resume and (done := training.resume()):
         console.print(f"continuing after step {done}")
     with process.first_alone():
