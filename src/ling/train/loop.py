@@ -133,8 +133,8 @@ class Training:
             source = DcpSource(latest)
             if (data := source.facts().get("data")) is not None and data != self.data:
                 raise CheckpointError(
-                    f"{latest} was trained on other data (or packed otherwise) than what is read now; restore the files, "
-                    "or begin a new run from it with run.start_from"
+                    f"{latest} was trained on other data (or packed otherwise) than what is read now; restore the "
+                    "files, or begin a new run from it with run.start_from"
                 )
             self.state.restore(source)
             self._clock = read_fact(source, "seconds", float)
