@@ -19,6 +19,7 @@ from rich.logging import RichHandler
 from ling.cli.chat import chat
 from ling.cli.config import config
 from ling.cli.convert import convert
+from ling.cli.data import app as data
 from ling.cli.demo.command import demo
 from ling.cli.doctor import doctor
 from ling.cli.download import download
@@ -44,6 +45,7 @@ for command in (
     demo, train, finetune, plan, plot, chat, generate, convert, merge, export, doctor, download, config,
 ):  # fmt: skip
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,15 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ling.config.fields import check_fields
+from ling.config.fields import check_fields, shown
 from ling.config.optimizer import BatchRampConfig, MuonConfig, SkipConfig, read_multiplier
 from ling.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """What a run reads."""
+    """What a run reads: token files, or else the books and dialogues in the package."""
 
+    files: tuple[str, ...] = ()
+    """Token files (`ling data prepare`, or Megatron's), each PATH or PATH=WEIGHT: its share of the sequences; without
+    weights, in proportion to their sizes."""
+    packing: Literal["documents", "stream"] = "documents"
+    """documents: none sees another in its sequence; stream: they follow each other as one text, as in the published
+    trainer."""
     dialogue_fraction: float = 0.8
     """Share of a step's tokens for generated dialogues, which they do not quite fill; the rest are pieces of books."""
     dialogue_level: int = 1
@@ -21,7 +27,7 @@ class DataConfig:
     max_document_tokens: int = 192
     """Longer text is cut into pieces of this many tokens; longer dialogues are left out."""
     heldout_percent: float = 1.0
-    """Share of book documents kept from training, chosen by hash, so it never moves."""
+    """Share kept from training: of the books' documents, chosen by hash; of token files, the end."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
@@ -32,8 +38,25 @@ class DataConfig:
             raise ConfigError(f"data.dialogue_level must be 1 or 2, got {self.dialogue_level}")
         if self.max_document_tokens < 16:
             raise ConfigError(f"data.max_document_tokens must be at least 16, got {self.max_document_tokens}")
+        weights = [read_weighted(entry)[1] for entry in self.files]
+        if any(w is None for w in weights) and any(w is not None for w in weights):
+            raise ConfigError("data.files gives weights to some files and not to others; give all of them one, or none")
         if not 0 < self.heldout_percent < 50:
             raise ConfigError(f"data.heldout_percent must lie between 0 and 50, got {self.heldout_percent}")
+
+
+def read_weighted(entry: str) -> tuple[str, float | None]:
+    """Return (path, weight) of an entry of `data.files`, the weight None where there is none."""
+    path, equals, weight = entry.rpartition("=")
+    if not equals:
+        return entry, None
+    try:
+        value = float(weight)
+    except ValueError:
+        value = -1.0
+    if not path or not 0 < value < float("inf"):
+        raise ConfigError(f"data.files has {shown(entry)}; an entry is PATH or PATH=WEIGHT with a positive weight")
+    return path, value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

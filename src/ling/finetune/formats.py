@@ -8,12 +8,12 @@ Names are those of LLaMA-Factory's `dataset_info.json` (its `columns` and `tags`
 columnar files fill rows up with nulls.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ling.config.fields import shown
+from ling.data.records import read_json
 from ling.finetune.sample import Reason, Sample, SampleError
 from ling.tokenizer import format_tool_call, parse_answer
 
@@ -239,22 +239,8 @@ def _tools(given: Any, wrap: bool) -> list[dict[str, Any]] | None:
     return [{"type": "function", "function": tool} if b else tool for tool, b in zip(given, bare, strict=True)]
 
 
-def read_json(text: str) -> Any:
-    """Read JSON as the standard has it. Raises ValueError with one short line."""
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _refuse_constant(spelling: str) -> None:
-    raise ValueError(f"{spelling} is not JSON")
-
-
 def _list(names: Any) -> str:
     return ", ".join(str(name) for name in names if name is not None)
 
 
-__all__ = ["AlpacaFormat", "ChatFormat", "Reason", "read_json"]
+__all__ = ["AlpacaFormat", "ChatFormat", "Reason"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ling.config.finetune import FinetuneConfig
+from ling.data.records import read_records
 from ling.errors import DataError
 from ling.finetune.packing import Integers
-from ling.finetune.records import read_records
 from ling.finetune.report import Report
 from ling.finetune.sources import Source, find_sources
 from ling.finetune.store import MemoryStore, Store, StoreWriter, open_store, writing_store

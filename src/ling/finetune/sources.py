@@ -12,9 +12,9 @@ from typing import Any
 
 from ling.config.fields import shown
 from ling.config.finetune import FinetuneConfig, Format
+from ling.data.records import SUFFIXES, read_json
 from ling.errors import ConfigError, DataError
-from ling.finetune.formats import AlpacaFormat, ChatFormat, read_json
-from ling.finetune.records import SUFFIXES
+from ling.finetune.formats import AlpacaFormat, ChatFormat
 
 logger = logging.getLogger(__name__)
 

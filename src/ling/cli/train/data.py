@@ -146,6 +146,10 @@ def open_data(recipe: Recipe, kept: Path | None, source: PieceSource | None) -> 
     """
     files = [] if source is None else [f for f in source.tokenizer_files() if f.name == "tokenizer.json"]
     given = kept if kept is not None and kept.is_dir() else files[0].parent if files else None
+    if recipe.data.files and not recipe.finetune.data:
+        from ling.cli.train.token_data import TokenData
+
+        return TokenData(recipe, given)
     if not recipe.finetune.data:
         if recipe.optim.batch_ramp.start:
             raise ConfigError("optim.batch_ramp counts sequences, and the data in the package has none; leave it out")

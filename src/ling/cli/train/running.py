@@ -55,7 +55,7 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
         torch.set_num_threads(recipe.run.threads)
     with join_processes(_device(recipe)) as process:
         layout = plan_layout(recipe.parallel, recipe.model, process.world_size, recipe.train.sequence_length)
-        if recipe.finetune.data:
+        if recipe.finetune.data or recipe.data.files:
             at_once = layout.data_parallel * recipe.train.micro_batch_size
             BatchRamp.of(recipe.optim.batch_ramp, recipe.train.global_batch_size, at_once)
         ranks = None if layout == Layout() else Ranks(layout, process.device)

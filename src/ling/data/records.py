@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ling.errors import DataError
-from ling.finetune.formats import read_json
-from ling.finetune.sample import SampleError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
+
+
+class DamagedRecordError(DataError):
+    """A record whose text is not JSON: what exactly is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +35,22 @@ class Record:
     end_bytes: int
 
     def parse(self) -> Any:
-        """Return the record's value. Raises SampleError."""
+        """Return the record's value. Raises DamagedRecordError."""
         if not isinstance(self.raw, bytes):
             return self.raw
         try:
             return read_json(self.raw.decode())
         except UnicodeDecodeError as error:
-            raise SampleError("damaged record", f"byte {error.start + 1} of the line is not UTF-8") from None
+            raise DamagedRecordError(f"byte {error.start + 1} of the line is not UTF-8") from None
         except ValueError as error:
-            raise SampleError("damaged record", str(error)) from None
+            raise DamagedRecordError(str(error)) from None
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """Read a file's records in order; blank lines are none. Raises DataError for a file that cannot be read."""
     try:
         if path.suffix.lower() == ".parquet":
-            from ling.finetune.parquet import read_rows
+            from ling.data.parquet import read_rows
 
             yield from read_rows(path)
         elif _starts_with_bracket(path):
@@ -126,6 +128,16 @@ def _broken(path: Path, text: str, position: int, what: str) -> DataError:
     return DataError(
         f"{path}:{line}: the JSON array is broken: {what}. Nothing behind can be told apart; mend it, or write jsonl"
     )
+
+
+def read_json(text: str) -> Any:
+    """Read JSON as the standard has it. Raises ValueError with one short line."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at character {error.pos + 1}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _refuse_constant(spelling: str) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ling.data.records import Record
 from ling.errors import ConfigError, DataError
-from ling.finetune.records import Record
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tokenizer.chats import json_value
 
+from ling.data.records import DamagedRecordError, read_records
 from ling.errors import ConfigError, DataError
-from ling.finetune.records import read_records
-from ling.finetune.sample import SampleError
 
 
 def parsed(path: Path) -> list[tuple[int, Any]]:
@@ -21,7 +20,7 @@ def parsed(path: Path) -> list[tuple[int, Any]]:
     for record in read_records(path):
         try:
             found.append((record.place, record.parse()))
-        except SampleError as error:
+        except DamagedRecordError as error:
             found.append((record.place, str(error)))
     return found
 
@@ -41,10 +40,10 @@ def test_a_damaged_line_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\r\n".join(lines))
     assert parsed(tmp_path / "a.jsonl") == [
         (1, {}),
-        (3, "damaged record: Expecting property name enclosed in double quotes at character 2"),
-        (4, "damaged record: byte 8 of the line is not UTF-8"),
-        (5, "damaged record: NaN is not JSON"),
-        (6, "damaged record: nested too deeply"),
+        (3, "Expecting property name enclosed in double quotes at character 2"),
+        (4, "byte 8 of the line is not UTF-8"),
+        (5, "NaN is not JSON"),
+        (6, "nested too deeply"),
         (8, "\u2028"),
         (9, 3),
     ]
