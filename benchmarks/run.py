@@ -17,6 +17,8 @@ BENCHMARKS: dict[str, str | None] = {
     "convert_full_size": None,
     "plan_memory": None,
     "newton_schulz": None,
+    "data_loader": None,
+    "ranks_memory": None,
 }
 
 
