@@ -135,7 +135,19 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(ling, tmp_path: Path
     assert result.code == 0, result.err
     assert "parameters:  3,692,608" in result.out
     assert "optim.lr: 0.0005" in result.out
+    assert "layout:      one process" in result.out
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_lists_ranks_and_fetches_nothing(ling) -> None:
+    result = ling("train", "cpt_mini_4k", "--dry-run", "data.files=[x]", "parallel.data_parallel_shard=8")
+    assert result.code == 0, result.err
+    assert "begins with: the weights of inclusionAI/Ling-mini-base-2.0-20T" in result.out
+    assert "layout:      shard 8, expert 8, recompute selective" in result.out
+    assert "rank 7: data 7 of 8, experts 224 to 255; 1/8 of the other weights" in result.out
+    wrong = ling("train", "cpt_mini_4k", "--dry-run", "parallel.data_parallel_shard=8", "parallel.expert=3")
+    assert (wrong.code, wrong.err.count("\n")) == (2, 1)
+    assert "use one of 1, 2, 4, 8" in wrong.err
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def begin(
     run: RunDirectory, recipe: str | None, overrides: list[str], *, resume: bool, restart: bool, dry_run: bool
 ) -> None:
     """Resolve a recipe and run it, or say what it would do; the exit code says how it ended."""
-    from ling.cli.train.running import open_start, run_training
+    from ling.cli.train.running import is_here, open_start, run_training
     from ling.config.recipe import load_recipe
 
     file = None if recipe is None else Path(recipe)
@@ -48,7 +48,8 @@ def begin(
         resolved = run.read_recipe(overrides)
     else:
         resolved = load_recipe(file=file, overrides=overrides)
-        if (source := open_start(resolved)) is not None:
+        fetched = not dry_run or is_here(resolved)
+        if fetched and (source := open_start(resolved)) is not None:
             resolved = load_recipe(file=file, overrides=overrides, model=source.config)
         run.check_room(restart=restart)
     if dry_run:

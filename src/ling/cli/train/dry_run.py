@@ -1,29 +1,82 @@
-"""What a run would do: what the recipe changes, how large it is, what a step costs."""
+"""What a run would do: what the recipe changes, how large it is, what a step costs, what each rank does."""
 
+import math
+import os
 from pathlib import Path
 
+from ling.config.parallel import AXES
 from ling.config.recipe import Recipe, recipe_diff
+from ling.scaling.activations import Workload
 from ling.scaling.flops import count_flops
+from ling.scaling.layout import Layout, plan_layout
+from ling.scaling.memory import plan_memory
 from ling.scaling.parameters import count_parameters
+from ling.scaling.precision import PRECISIONS
+
+_MOST_RANKS = 16
+"""Listed one by one."""
 
 
 def describe(recipe: Recipe, directory: Path) -> str:
-    """Return a few lines; memory is that of weights, gradients and moments in float32, without activations."""
+    """Return a few lines. Ranks are those of torchrun; without it, as many as the sizes in `parallel` make."""
     counts, train = count_parameters(recipe.model), recipe.train
-    flops = count_flops(recipe.model, recipe.data.max_document_tokens)
-    held, tokens = 16 * counts.total_with_mtp, train.tokens_per_step * train.steps
+    given = math.prod(getattr(recipe.parallel, axis) or 1 for axis in AXES)
+    ranks = int(os.environ.get("WORLD_SIZE", "0")) or given
+    layout = plan_layout(recipe.parallel, recipe.model, ranks, train.sequence_length)
+    work, tokens = _workload(recipe, layout)
+    flops = count_flops(recipe.model, work.sequence_length)
+    memory = plan_memory(recipe.model, layout, work, PRECISIONS["float32"])
     changes = [f"  {key}: {after}  (default {before})" for key, (before, after) in recipe_diff(recipe).items()]
     begin = "new weights" if recipe.run.start_from is None else f"the weights of {recipe.run.start_from}"
+    held = memory.resting.total
     return "\n".join(
         [
             f"directory:   {directory}",
             f"begins with: {begin}",
             f"parameters:  {counts.total_with_mtp:,}, of them {counts.activated:,} at work per token without MTP",
-            f"steps:       {train.steps:,} of at most {train.tokens_per_step:,} tokens",
-            f"FLOPs:       {flops.training:.3g} per token, {flops.training * tokens:.3g} in all",
-            f"memory:      {held / 1e9:.2f} GB for weights, gradients and moments, in float32; activations come on top",
-            "layout:      one process",
+            f"steps:       {train.steps:,} of at most {tokens:,} tokens",
+            f"FLOPs:       {flops.training:.3g} per token, {flops.training * tokens * train.steps:.3g} in all",
+            f"memory:      {_gb(memory.peak.total)} per rank at the fullest moment ({memory.moment}), {_gb(held)} between"
+            " steps; predicted, float32",
+            f"layout:      {layout}" + (f", recompute {layout.recompute}" if layout.recompute != "none" else ""),
+            *_ranks(recipe, layout),
             "differs from the defaults:",
             *changes,
         ]
     )
+
+
+def _workload(recipe: Recipe, layout: Layout) -> tuple[Workload, int]:
+    """Return what a rank runs at once, and the tokens of a step."""
+    train = recipe.train
+    z_loss = recipe.optim.router_z_loss > 0
+    if recipe.finetune.data or recipe.data.files:
+        microbatches = max(1, train.global_batch_size // (train.micro_batch_size * layout.data_parallel))
+        tokens = train.global_batch_size * train.sequence_length
+        return Workload(train.sequence_length, train.micro_batch_size, microbatches, z_loss=z_loss), tokens
+    length = recipe.data.max_document_tokens
+    documents = max(1, train.tokens_per_step // layout.data_parallel // length)
+    return Workload(length, documents, z_loss=z_loss), train.tokens_per_step
+
+
+def _ranks(recipe: Recipe, layout: Layout) -> list[str]:
+    """Return a line for each rank: its share of the data, of the experts, of the tokens."""
+    if layout.gpus == 1:
+        return []
+    lines = []
+    for rank in range(min(layout.gpus, _MOST_RANKS)):
+        parts = [f"data {layout.data_rank(rank)} of {layout.data_parallel}"]
+        if layout.expert > 1:
+            each = recipe.model.num_experts // layout.expert
+            first = rank % layout.expert * each
+            parts.append(f"experts {first} to {first + each - 1}")
+        if layout.context > 1:
+            parts.append(f"tokens {rank % layout.context} of {layout.context}")
+        lines.append(f"  rank {rank}: {', '.join(parts)}; 1/{layout.weight_shards} of the other weights")
+    if layout.gpus > _MOST_RANKS:
+        lines.append(f"  and so on, up to rank {layout.gpus - 1}")
+    return lines
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"

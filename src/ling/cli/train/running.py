@@ -46,6 +46,12 @@ def open_start(recipe: Recipe) -> PieceSource | None:
     return open_pieces(resolve_checkpoint(recipe.run.start_from))
 
 
+def is_here(recipe: Recipe) -> bool:
+    """Whether a run's start is on this machine, so that looking at it fetches nothing."""
+    start = recipe.run.start_from
+    return start is None or start == BUNDLED or Path(start).exists()
+
+
 def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
     """Train by `recipe` in `run`, from its start or from where it stopped; print where the model lies.
 
