@@ -36,8 +36,8 @@ def describe(recipe: Recipe, directory: Path) -> str:
             f"parameters:  {counts.total_with_mtp:,}, of them {counts.activated:,} at work per token without MTP",
             f"steps:       {train.steps:,} of at most {tokens:,} tokens",
             f"FLOPs:       {flops.training:.3g} per token, {flops.training * tokens * train.steps:.3g} in all",
-            f"memory:      {_gb(memory.peak.total)} per rank at the fullest moment ({memory.moment}), {_gb(held)} between"
-            " steps; predicted, float32",
+            f"memory:      {_gb(memory.peak.total)} per rank at the fullest moment ({memory.moment}), "
+            f"{_gb(held)} between steps; predicted, float32",
             f"layout:      {layout}" + (f", recompute {layout.recompute}" if layout.recompute != "none" else ""),
             *_ranks(recipe, layout),
             "differs from the defaults:",
