@@ -26,7 +26,9 @@ SMALL = [
 def lines(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """Return the numbers of a run without its times."""
     read = [json.loads(line) for line in (directory / name).read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in read]
+    return [
+        {key: value for key, value in line.items() if "seconds" not in key and key != "mfu_percent"} for line in read
+    ]
 
 
 def start(out: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -37,6 +37,7 @@ from ling.train.metrics import RouterTelemetry, router_telemetry, worst
 from ling.train.state import TrainState, read_fact
 from ling.train.step import train_step
 from ling.train.stopwatch import Stopwatch
+from ling.train.utilisation import Peak, step_flops
 from ling.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class StepReport:
     skipped: bool
     """Whether the update was thrown away (`optim.skip`)."""
     step_seconds: float
+    mfu_percent: float | None
+    """Of the peak of all devices; None where it is not known."""
     balance: RouterTelemetry | None
     """The worst layer's; None without sparse layers."""
     counts: dict[int, Tensor]
@@ -71,6 +74,8 @@ class StepReport:
         }  # fmt: skip
         for depth, (loss, percent) in enumerate(zip(self.mtp_losses, self.mtp_correct_percent)):
             found |= {f"mtp/{depth}/loss": loss, f"mtp/{depth}/correct_percent": percent}
+        if self.mfu_percent is not None:
+            found["mfu_percent"] = self.mfu_percent
         if self.balance is not None:
             found |= {f"router/worst/{key}": float(value) for key, value in asdict(self.balance).items()}
         for layer, counts in self.counts.items():
@@ -85,6 +90,7 @@ class Training:
     finish        adds files (the tokenizer) to each checkpoint
     model         weights to begin with, on the device to train on; None: new ones, on the CPU
     data          fingerprint of what is read: a run that goes on with other data is refused; None: it cannot change
+    peak          of this process's device, for utilisation; None: it is not reported
     ranks         those that `model` is laid out over, all of which run this; None: it is whole and here
     """
 
@@ -97,6 +103,7 @@ class Training:
         model: CausalLM | None = None,
         ranks: Ranks | None = None,
         data: str | None = None,
+        peak: Peak | None = None,
     ) -> None:
         self.recipe = recipe
         self.directory = directory
@@ -104,6 +111,7 @@ class Training:
         self.finish = finish
         self.ranks = ranks
         self.data = data
+        self.peak = peak
         self.is_first = ranks is None or ranks.is_first
         """Whether this process writes what is not sharded."""
         if model is None:
@@ -224,9 +232,17 @@ class Training:
             tokens=result.tokens,
             skipped=result.skipped,
             step_seconds=seconds,
+            mfu_percent=self._utilisation(batches, result.tokens, seconds),
             balance=worst({layer: router_telemetry(c) for layer, c in result.counts.items()}),
             counts=result.counts,
         )
+
+    def _utilisation(self, batches: Sequence[TrainBatch], tokens: int, seconds: float) -> float | None:
+        if self.peak is None:
+            return None
+        ranks = 1 if self.ranks is None else self.ranks.layout.gpus
+        lengths = [n for batch in batches for n in batch.attention.rows.lengths]
+        return 100 * step_flops(self.recipe.model, lengths, tokens) / seconds / (self.peak.flops_per_second * ranks)
 
     def _out_of_time(self) -> bool:
         """Whether `max_minutes` is used up; a run does one step at least."""

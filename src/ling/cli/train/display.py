@@ -57,4 +57,6 @@ def status(recent: Sequence[StepReport]) -> str:
     mtp = f"  mtp {sum(r.mtp_losses[0] for r in recent) / n:.3f}" if last.mtp_losses else ""
     busiest = f"  busiest expert {1 + last.balance.max_violation:.1f}x mean" if last.balance else ""
     idle = f", {last.balance.dead_experts} idle" if last.balance else ""
-    return f"loss {loss:.3f}{mtp}  {speed:,.0f} tok/s{busiest}{idle}"
+    used = [r.mfu_percent for r in recent if r.mfu_percent is not None]
+    mfu = f"  {sum(used) / len(used):.0f} % MFU" if used else ""
+    return f"loss {loss:.3f}{mtp}  {speed:,.0f} tok/s{mfu}{busiest}{idle}"

@@ -32,6 +32,7 @@ from ling.train.files import latest_checkpoint
 from ling.train.loop import StepReport, Training
 from ling.train.start import load_start
 from ling.train.trackers import open_trackers
+from ling.train.utilisation import find_peak
 
 BUNDLED = "bundled"
 """Stands in `run.start_from` for the model in the package."""
@@ -89,8 +90,10 @@ def _run(recipe: Recipe, run: RunDirectory, process: Process, ranks: Ranks | Non
     process.wait_for_all()
     share = (ranks.data_rank, ranks.data_size) if ranks is not None else (0, 1)
     read_batches = partial(_read_batches, data, share)
+    if (peak := find_peak(process.device)) is not None:
+        console.print(f"utilisation is of {peak.name}, per process")
     training = Training(
-        recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks, data.fingerprint
+        recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks, data.fingerprint, peak
     )
     if resume and (done := training.resume()):
         console.print(f"continuing after step {done}")
