@@ -31,6 +31,7 @@ def test_info_says_what_is_there(ling: Any, made: Path) -> None:
     done = ling("data", "info", str(made))
     assert done.code == 0
     assert "documents:  3" in done.out
+    assert "sources: ['a.jsonl']" in done.out
     assert "document 1: 'One and one are two.<|endoftext|>'" in done.out
 
 
@@ -71,6 +72,7 @@ RECIPE = [
     "train.checkpoint_every=2",
     "optim.warmup_steps=0",
     "run.evaluate_every=4",
+    "run.evaluate_prompts=1",
     "run.evaluate_tokens=32",
     "run.export_last=false",
     "data.heldout_percent=10",

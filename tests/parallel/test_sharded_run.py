@@ -54,3 +54,12 @@ def test_two_ranks_hold_at_most_60_percent_each(ranks: RankPool, tmp_path: Path)
     sizes = [size for _, _, size in ranks.run(f"{TASKS}:held", 2, directory, *FSDP2_EP2, "adamw")]
     whole = run_tasks.held(directory, *ONE, "adamw")[2]
     assert max(sizes) <= 0.6 * whole, (sizes, whole)
+
+
+def test_what_stops_the_first_rank_from_saving_is_told_to_all_and_nothing_is_left(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    told = ranks.run(f"{TASKS}:save_where_the_tokenizer_cannot_be_written", 2, str(tmp_path / "run"))
+    assert told[0] == told[1]
+    assert "step_000000: No space left on device; nothing was left there" in told[0]
+    assert not list((tmp_path / "run/checkpoints").iterdir())

@@ -1,7 +1,7 @@
 """A directory that several ranks write into and that appears whole or not at all."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,8 +14,8 @@ from ling.errors import CheckpointError
 def directory_of_all(target: Path, *, overwrite: bool, together: bool) -> Iterator[tuple[Path, bool]]:
     """Yield the directory that becomes `target`, and whether this process is the first rank.
 
-    together  all ranks enter and leave at once: the first makes the directory and moves it into place once all of them
-              have left the block, which each must leave in the same way. What stops the first, stops all.
+    together  all ranks enter and leave at once: the first makes the directory, and moves it into place when it leaves
+              the block, by when the others must have written what is theirs. What stops the first, stops all.
     """
     if not together:
         with atomic_directory(target, overwrite=overwrite) as partial:
@@ -25,10 +25,10 @@ def directory_of_all(target: Path, *, overwrite: bool, together: bool) -> Iterat
         with _told_to_the_others(), atomic_directory(target, overwrite=overwrite) as partial:
             _tell(str(partial))
             yield partial, True
-            dist.barrier()
     else:
-        yield Path(_hear()), False
-        dist.barrier()
+        partial = Path(_hear())
+        with suppress(OSError):  # writing together fails on all ranks: the first says what is to be done
+            yield partial, False
         _hear()
 
 

@@ -63,6 +63,9 @@ def info(
     mean = found.num_tokens / max(1, found.num_documents)
     print(f"documents:  {found.num_documents:,}")
     print(f"tokens:     {found.num_tokens:,} ({found.dtype}), {mean:,.1f} per document")
+    for what in ("sources", "left_out"):
+        if told := found.facts.get(what):
+            print(f"{what.replace('_', ' ')}: {told}")
     own = None if found.tokenizer is None else Tokenizer.from_directory(found.tokenizer)
     reader = own if tokenizer is None else _tokenizer(tokenizer)
     for document in range(min(show, found.num_documents)):

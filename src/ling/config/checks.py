@@ -24,6 +24,13 @@ def check_recipe(recipe: "Recipe") -> None:
             f"data.max_document_tokens {longest} does not fit into train.tokens_per_step "
             f"{recipe.train.tokens_per_step}; lower the first or raise the second"
         )
+    if recipe.data.files and recipe.finetune.data:
+        raise ConfigError("data.files and finetune.data are both given; a run reads one of them")
+    if recipe.data.files and recipe.train.sequence_length > recipe.model.max_position_embeddings:
+        raise ConfigError(
+            f"train.sequence_length {recipe.train.sequence_length} is beyond model.max_position_embeddings "
+            f"{recipe.model.max_position_embeddings}; lower the first or raise the second"
+        )
     optim, steps = recipe.optim, recipe.train.steps
     if optim.decay_steps > steps:
         raise ConfigError(f"optim.decay_steps {optim.decay_steps} is more than train.steps {steps}")

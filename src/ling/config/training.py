@@ -134,9 +134,10 @@ class TrainConfig:
     steps: int = 1000
     """Optimizer updates."""
     tokens_per_step: int = 4096
-    """Upper bound of tokens in one update; whole documents are packed into it."""
+    """With the data in the package: upper bound of tokens in one update, which whole documents are packed into."""
     sequence_length: int = 512
-    """Tokens of a sequence, which whole conversations are packed into; the data in the package has none."""
+    """Tokens of a sequence: a window of token files, or what whole conversations are packed into. The data in the
+    package has none."""
     micro_batch_size: int = 1
     """Sequences of a microbatch, which go through the network together."""
     global_batch_size: int = 8

@@ -37,9 +37,11 @@ class Process:
         """Let the first process through before the others, which find what it left on the disk."""
         if not self.is_first:
             self.wait_for_all()
-        yield
-        if self.is_first:
-            self.wait_for_all()
+        try:
+            yield
+        finally:  # whatever stopped the first will stop the others, each with the same line
+            if self.is_first:
+                self.wait_for_all()
 
 
 def speaks() -> bool:

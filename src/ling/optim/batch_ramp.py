@@ -63,6 +63,11 @@ class BatchRamp:
         stage = self._stage(step)
         return stage.first_sequence + (step - stage.first_step) * stage.batch_size
 
+    def starts(self, step: int, each: int, rank: int, ranks: int) -> range:
+        """Return where each microbatch of `each` sequences begins, of those that one of `ranks` ranks takes."""
+        first = self.consumed_before(step)
+        return range(first + rank * each, first + self.batch_size_at(step), ranks * each)
+
     def steps_for(self, sequences: int) -> int:
         """Return the updates that read `sequences` sequences, the last perhaps more."""
         stage = max((s for s in self.stages if s.first_sequence < sequences), default=self.stages[0])

@@ -50,9 +50,9 @@ class Ranks:
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
-        """Whether there are others at all."""
-        return self.layout.gpus > 1
+    def shards(self) -> bool:
+        """Whether the model's tensors are sharded, if only over this rank."""
+        return self.dense is not None
 
     @property
     def data_rank(self) -> int:

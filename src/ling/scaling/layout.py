@@ -36,7 +36,8 @@ class Layout:
     pipeline: int = 1
     """Stages that share out the layers."""
     recompute: Recompute = "none"
-    """selective: the feed-forward half of each block is computed again in backward; full: the whole block."""
+    """selective: routed experts are computed again in backward, predicted as if it were the whole feed-forward half of
+    a block, which is a little less memory and a little more time; full: the whole block."""
 
     def __post_init__(self) -> None:
         check_fields(self, "parallel")
@@ -131,7 +132,7 @@ def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> No
         _divides("tensor", T, "intermediate_size", model.intermediate_size)
     if model.shared_expert_dim:
         _divides("tensor", T, "the shared expert's width", model.shared_expert_dim)
-    _divides("context", layout.context, "data.sequence_length", sequence_length)
+    _divides("context", layout.context, "train.sequence_length", sequence_length)
     A, K = model.num_attention_heads // T, model.num_key_value_heads // T
     fitting = [n for n in divisors(A) if K % n == 0 or n % K == 0]
     if layout.context not in fitting:

@@ -117,7 +117,7 @@ class Training:
         if model is None:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
         self.device = model.model.norm.weight.device
-        self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.several)
+        self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.shards)
         self.stopwatch = Stopwatch()
         self._clock = 0.0
         """The first rank's seconds as of the last step, by which all ranks decide."""

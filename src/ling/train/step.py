@@ -43,11 +43,11 @@ def train_step(
     guard: SpikeGuard | None = None,
     frozen_biases: Container[int] = (),
 ) -> StepResult:
-    """Apply update `step`, counted from 0: forward and backward of each microbatch, clip, AdamW, expert biases.
+    """Apply update `step`, counted from 0: forward and backward of each microbatch, clip, optimizer, expert biases.
 
     batches  this rank's microbatches, as many as every other's
     ranks    those that `model` is laid out over; None: it is whole and here
-    guard    decides whether the update is thrown away; None: it never is
+    guard    decides whether the update is thrown away; None: one without a history
     frozen_biases  layers whose expert bias stays
 
     The gradient is that of one loss over all microbatches of all ranks, however the step is cut into them; the result

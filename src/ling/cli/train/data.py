@@ -110,11 +110,10 @@ class Conversations:
         return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, steps=steps, average_last=last))
 
     def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
-        first, each = self._ramp.consumed_before(step), self._recipe.train.micro_batch_size
-        starts = range(first + rank * each, first + self._ramp.batch_size_at(step), ranks * each)
+        each = self._recipe.train.micro_batch_size
+        starts = self._ramp.starts(step, each, rank, ranks)
         return [self._batch([d for i in range(s, s + each) for d in self.sequences.sequence(i)]) for s in starts]
 
-    @torch.no_grad()
     def measure(self, model: CausalLM) -> dict[str, float]:
         found = task_percents(model, self.tokenizer, self._recipe)
         documents, tokens = [], 0
@@ -125,13 +124,7 @@ class Conversations:
             tokens += len(documents[-1].tokens)
         if not documents:
             return found
-        device = model.model.norm.weight.device
-        batches = [self._batch([document]).to(device) for document in documents]
-        counts, parts = LossCounts.of(batches), []
-        for batch in batches:
-            output = model(batch.tokens, batch.positions, batch.attention)
-            parts.append(compute_loss(model, output, batch.labels, batch.mtp_labels, counts=counts))
-        return {"evaluation/loss": float(add_losses(parts).main), **found}
+        return {"evaluation/loss": heldout_loss(model, [self._batch([document]) for document in documents]), **found}
 
     def _batch(self, documents: list[Document]) -> TrainBatch:
         depth = self._recipe.model.num_nextn_predict_layers
@@ -157,6 +150,17 @@ def open_data(recipe: Recipe, kept: Path | None, source: PieceSource | None) -> 
     if given is None:
         raise ConfigError("fine-tuning begins with a model that has a tokenizer; name one with run.start_from")
     return Conversations(recipe, Tokenizer.from_directory(given))
+
+
+@torch.no_grad()
+def heldout_loss(model: CausalLM, batches: Sequence[TrainBatch]) -> float:
+    """Return the nats per learnt token over all batches."""
+    device = model.model.norm.weight.device
+    counts, parts = LossCounts.of(batches), []
+    for batch in (batch.to(device) for batch in batches):
+        output = model(batch.tokens, batch.positions, batch.attention)
+        parts.append(compute_loss(model, output, batch.labels, batch.mtp_labels, counts=counts))
+    return float(add_losses(parts).main)
 
 
 def task_percents(model: CausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Token files as what a run reads."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from ling.cli.train.data import heldout_loss, task_percents
 from ling.config.recipe import Recipe
 from ling.config.training import read_weighted
 from ling.data.token_file import TokenFile
@@ -16,7 +17,6 @@ from ling.model import CausalLM
 from ling.optim.batch_ramp import BatchRamp
 from ling.tokenizer import Tokenizer
 from ling.train.batch import TrainBatch, build_batch
-from ling.train.loss import LossCounts, add_losses, compute_loss
 
 
 class TokenData:
@@ -48,27 +48,21 @@ class TokenData:
         return recipe
 
     def read_batches(self, step: int, rank: int = 0, ranks: int = 1) -> list[TrainBatch]:
-        first, each = self._ramp.consumed_before(step), self._recipe.train.micro_batch_size
-        starts = range(first + rank * each, first + self._ramp.batch_size_at(step), ranks * each)
+        each = self._recipe.train.micro_batch_size
+        starts = self._ramp.starts(step, each, rank, ranks)
         return [self._batch([self.sequences.tokens(i) for i in range(s, s + each)]) for s in starts]
 
-    @torch.no_grad()
     def measure(self, model: CausalLM) -> dict[str, float]:
-        """Return nats per held-out token and, over the bytes of their text, bits per byte."""
+        """Return nats per held-out token; over the bytes of their text, bits per byte; and what tasks say."""
         length = self.sequences.sequence_length
         count = max(1, self._recipe.run.evaluate_tokens // length)
-        windows = [self.sequences.window(*place) for place in self.sequences.heldout[:count]]
-        device = model.model.norm.weight.device
-        batches = [self._batch([window]).to(device) for window in windows]
-        counts, parts = LossCounts.of(batches), []
-        for batch in batches:
-            output = model(batch.tokens, batch.positions, batch.attention)
-            parts.append(compute_loss(model, output, batch.labels, batch.mtp_labels, counts=counts))
-        loss = float(add_losses(parts).main)
+        batches = [self._batch([self.sequences.window(*place)]) for place in self.sequences.heldout[:count]]
+        loss = heldout_loss(model, batches)
         scored = [int(t) for batch in batches for t in batch.labels[batch.labels >= 0].tolist()]
         num_bytes = sum(len(self.tokenizer.token_bytes(t)) for t in scored if not self.tokenizer.is_special(t))
-        bits = loss * len(scored) / max(1, num_bytes) / 0.6931471805599453
-        return {"evaluation/loss": loss, "evaluation/bits_per_byte": bits}
+        bits = loss * len(scored) / max(1, num_bytes) / math.log(2)
+        tasks = task_percents(model, self.tokenizer, self._recipe)
+        return {"evaluation/loss": loss, "evaluation/bits_per_byte": bits, **tasks}
 
     def _batch(self, sequences: Sequence[Sequence[NDArray[np.integer]]]) -> TrainBatch:
         """Lay sequences side by side; the last token of each piece that is kept apart has nothing to predict."""
