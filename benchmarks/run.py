@@ -11,9 +11,11 @@ from benchmarks.peers import run_in_peer
 # Name: the peer environment, or None for this one.
 BENCHMARKS: dict[str, str | None] = {
     "train_vs_transformers": "transformers",
+    "train_vs_nemo": "nemo_automodel",
     "load_checkpoint": None,
     "write_gguf": None,
     "demo_seeds": None,
+    "sft_embedded": None,
     "convert_full_size": None,
     "plan_memory": None,
     "newton_schulz": None,

@@ -4,12 +4,12 @@ import json
 
 
 def test_the_best_layout_comes_first_and_those_that_do_not_fit_say_why(ling) -> None:
-    result = ling("plan", "--preset", "ling_mini", "--gpus", 8, "--gpu", "h100", "--sequence-length", 4096)
+    result = ling("plan", "--preset", "ling_mini", "--gpus", 4, "--gpu", "h100", "--sequence-length", 4096)
     assert result.code == 0, result.err
     assert "Predictions, not measurements" in result.out
     lines = result.out.splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("layout"))
-    assert lines[header + 1].startswith("shard 8, expert")
+    assert lines[header + 1].startswith("shard 4, expert")
     assert "Do not fit" in result.out
     assert "too many; moments" in result.out
 

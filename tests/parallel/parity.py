@@ -5,16 +5,19 @@ many microbatches as they are told.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ling.cli.train.data import heldout_loss
 from ling.config.parallel import ParallelConfig
 from ling.config.recipe import Recipe
 from ling.config.training import OptimConfig, TrainConfig
+from ling.engine.scoring import negative_log_likelihoods as score
 from ling.model import CausalLM
 from ling.optim.build import build_optimizer
 from ling.parallel.ranks import Ranks
@@ -38,9 +41,16 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "cp2": (2, {"context": 2}),
     "cp4": (4, {"context": 4}),
     "cp2xep2": (4, {"context": 2, "expert": 2}),
+    "tp2": (2, {"tensor": 2}),
+    "fsdp2xtp2": (4, {"tensor": 2}),
+    "hsdp2xtp2": (4, {"tensor": 2, "data_parallel_replicate": 2}),
+    "cp2xtp2": (4, {"tensor": 2, "context": 2}),
+    "tp2xep4": (4, {"tensor": 2, "expert": 4}),
     "hsdp2xcp2xep2": (4, {"data_parallel_replicate": 2, "context": 2, "expert": 2}),
 }
 """By name: ranks, and what is set in the section `parallel`."""
+CONTAINED = ("ep2", "hsdp2xep2", "cp2", "tp2", "hsdp2xtp2")
+"""Those whose parts other layouts have, on as many ranks or more."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +101,18 @@ def batches_of(step: int, packed: bool, mtp_depth: int, rank: int, ranks: int, p
 
 
 def train(
-    layout: str | None, recompute: str = "none", pieces: int = 1, packed: bool = False, mtp_depth: int = 1
+    layout: str | None,
+    recompute: str = "none",
+    pieces: int = 1,
+    packed: bool = False,
+    mtp_depth: int = 1,
+    changes: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Train for five steps: on the ranks of a layout, or (None) in this process alone."""
+    """Train for five steps: on the ranks of a layout, or (None) in this process alone; `changes` of the network."""
     recipe = recipe_for(mtp_depth)
-    model: CausalLM = tiny_model(num_nextn_predict_layers=mtp_depth, mtp_loss_scaling_factor=0.3 if mtp_depth else 0.0)
+    recipe = replace(recipe, model=replace(recipe.model, **(changes or {})))
+    mtp = {"num_nextn_predict_layers": mtp_depth, "mtp_loss_scaling_factor": 0.3 if mtp_depth else 0.0}
+    model: CausalLM = tiny_model(**mtp, **(changes or {}))
     ranks = None
     if layout is not None:
         world_size, sizes = LAYOUTS[layout]
@@ -121,6 +138,17 @@ def train(
         norms.append(float(result.grad_norm))
         counts.append({layer: c.clone() for layer, c in result.counts.items()})
     return Trained(losses, norms, counts, gradients, {n: whole(t) for n, t in model.state_dict().items()})
+
+
+def one_measurement(layout: str | None) -> list[float]:
+    """Return a model's losses of held-out documents: as training measures them, and as the engine scores them."""
+    recipe, model = recipe_for(1), tiny_model(num_nextn_predict_layers=1)
+    if layout is not None:
+        world_size, sizes = LAYOUTS[layout]
+        parallelize(model, Ranks(plan_layout(ParallelConfig(**sizes), recipe.model, world_size, 16)))
+    with torch.no_grad():
+        loss = heldout_loss(model, batches_of(0, True, 1, 0, 1, 2))
+    return [loss, *(float(n) for nats in score(model, _units(0, True)[0]) for n in nats)]
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ ONE: tuple[int, dict[str, int]] = (1, {})
 FSDP2_EP2 = (2, {"expert": 2})
 FSDP4 = (4, {})
 CP2_EP2 = (4, {"context": 2, "expert": 2})
+FSDP2_TP2 = (4, {"tensor": 2})
 
 
 @pytest.mark.parametrize("method", ["adamw", "muon"])
@@ -24,7 +25,7 @@ def test_a_run_goes_on_in_other_layouts_with_the_same_state_and_the_same_losses(
     losses = ranks.run(f"{TASKS}:run", 2, begun, *FSDP2_EP2, method, 2)[0]
     step, state, _ = ranks.run(f"{TASKS}:held", 2, begun, *FSDP2_EP2, method)[0]
     assert step == 2
-    for size, layout in (ONE, FSDP4, CP2_EP2):
+    for size, layout in (ONE, FSDP4, CP2_EP2, FSDP2_TP2):
         found = [run_tasks.held(begun, size, layout, method)] if size == 1 else ranks.run(
             f"{TASKS}:held", size, begun, size, layout, method
         )  # fmt: skip
@@ -32,6 +33,7 @@ def test_a_run_goes_on_in_other_layouts_with_the_same_state_and_the_same_losses(
         assert found[0][1].keys() == state.keys()
         assert all(torch.equal(found[0][1][name], tensor) for name, tensor in state.items()), (size, layout)
     losses += ranks.run(f"{TASKS}:run", 4, begun, *CP2_EP2, method, 4)[0]
+    losses += ranks.run(f"{TASKS}:run", 4, begun, *FSDP2_TP2, method, 5)[0]
     losses += run_tasks.run(begun, *ONE, method)
     assert losses == pytest.approx(alone, rel=2e-5)
 

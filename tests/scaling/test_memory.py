@@ -142,7 +142,7 @@ def test_the_first_stage_of_a_pipeline_holds_the_most_microbatches() -> None:
     ("axes", "words"),
     [
         ({"expert": 3}, "expert 3 does not fit 256 experts in 8 groups"),
-        ({"expert": 8}, "on 1 data_parallel_shard x context ranks; use one of 1"),
+        ({"expert": 8}, "on 1 data_parallel_shard x context x tensor ranks; use one of 1"),
         ({"tensor": 8}, "tensor 8 does not divide num_key_value_heads 4; use one of 1, 2, 4"),
         ({"context": 3}, "context 3 does not divide train.sequence_length 4096"),
         ({"pipeline": 21}, "pipeline 21 is more than the 20 layers; use 1 to 20"),

@@ -30,7 +30,7 @@ def test_everything_offered_fits_uses_all_gpus_and_comes_fastest_first() -> None
 
 
 def test_what_does_not_fit_is_kept_with_its_smallest_attempt() -> None:
-    found = plan()
+    found = plan(4)
     assert found.too_large
     assert {c.layout.recompute for c in found.too_large} == {"full"}
     assert all(c.memory.peak.total > HARDWARE["h100"].usable_bytes for c in found.too_large)
@@ -43,7 +43,7 @@ def test_sixteen_billion_parameters_with_adam_do_not_fit_one_gpu() -> None:
 
 
 def test_more_memory_fits_more() -> None:
-    assert len(plan(gpu="h200").fitting) > len(plan().fitting)
+    assert len(plan(4, gpu="h200").fitting) > len(plan(4).fitting)
 
 
 def test_what_is_fixed_stays() -> None:

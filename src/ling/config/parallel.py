@@ -22,7 +22,7 @@ class ParallelConfig:
     """Ranks that the routed experts of a layer are shared out to, each keeping whole ones; taken out of the
     sharding and context ranks, not in addition to them. 0: the most that the experts and those ranks allow."""
     tensor: int = 1
-    """Ranks that share out heads, feed-forward widths and the vocabulary. For `ling plan` only so far."""
+    """Ranks that share out heads, widths of dense feed-forwards and the vocabulary, and between them the tokens."""
     context: int = 1
     """Ranks that share out the tokens of a microbatch, and attention's heads while it runs (Ulysses)."""
     pipeline: int = 1

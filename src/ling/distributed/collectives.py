@@ -23,6 +23,28 @@ def all_to_all_rows(rows: Tensor, sent: Sequence[int], received: Sequence[int], 
     return received_rows
 
 
+def gather_rows(rows: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
+    """Return the rows of all ranks, in order; the gradients that the ranks have for them are added up on the way back.
+
+    rows    (n, ...)
+    sizes   rows of each rank, n of them here
+    return  (N, ...)  N = sum(sizes)
+    """
+    gathered: Tensor = _GatherRows.apply(rows, list(sizes), group)
+    return gathered
+
+
+def sum_and_split_rows(rows: Tensor, sizes: Sequence[int], group: ProcessGroup) -> Tensor:
+    """Add up what all ranks have for the same rows and return this rank's run of them: `gather_rows` backwards.
+
+    rows    (N, ...)
+    sizes   rows that each rank keeps, N in sum
+    return  (n, ...)
+    """
+    kept: Tensor = _SumAndSplitRows.apply(rows, list(sizes), group)
+    return kept
+
+
 def exchange_counts(counts: Tensor, group: ProcessGroup) -> Tensor:
     """Tell each rank its number and return the numbers that the ranks told this one: (W,) int64 -> (W,)."""
     told = torch.empty_like(counts)
@@ -51,6 +73,52 @@ class _AllToAllRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         return _exchange(gradient, *ctx.way_back), None, None, None
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
+        ctx.way_back = sizes, group
+        return _gather(rows, sizes, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _sum_and_split(gradient, *ctx.way_back), None, None
+
+
+class _SumAndSplitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
+        ctx.way_back = sizes, group
+        return _sum_and_split(rows, sizes, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _gather(gradient, *ctx.way_back), None, None
+
+
+def _gather(rows: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
+    """All-gather runs of nearly one length, padded to the longest, since backends want equal parts."""
+    longest = max(sizes)
+    out = rows.new_empty(group.size() * longest, *rows.shape[1:])
+    dist.all_gather(list(out.split(longest)), _padded(rows.contiguous(), longest), group=group)
+    if min(sizes) == longest:
+        return out
+    return torch.cat([part[:size] for part, size in zip(out.split(longest), sizes)])
+
+
+def _sum_and_split(rows: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
+    longest, here = max(sizes), sizes[group.rank()]
+    out = rows.new_empty(longest, *rows.shape[1:])
+    dist.reduce_scatter(out, [_padded(part.contiguous(), longest) for part in rows.split(sizes)], group=group)
+    return out if here == longest else out[:here].clone()
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    more = length - len(rows)
+    return torch.cat([rows, rows.new_zeros(more, *rows.shape[1:])]) if more else rows
 
 
 def _exchange(rows: Tensor, sent: list[int], received: list[int], group: ProcessGroup) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from ling.model import CausalLM
 from ling.model.batch import pack
-from ling.ops.cross_entropy import IGNORE, linear_cross_entropy
+from ling.ops.cross_entropy import IGNORE
 
 _ROWS_AT_ONCE = 16384
 
@@ -21,7 +21,7 @@ def negative_log_likelihoods(model: CausalLM, sequences: Sequence[Sequence[int]]
         labels[:-1] = tokens[1:]
         ends = batch.rows.cu_seqlens[1:].to(torch.int64) - 1
         labels[ends] = IGNORE
-        nats = linear_cross_entropy(model(tokens, positions, batch).hidden, model.head_weight, labels).per_token
+        nats = model.score(model(tokens, positions, batch).hidden, model.head_weight, labels).per_token
         results += [part[:-1].tolist() for part in nats.split([len(s) for s in group])]
     return results
 

@@ -11,6 +11,7 @@ from ling.model.block import Block
 from ling.model.linear import Linear
 from ling.model.mtp import MtpBlock
 from ling.model.norm import RMSNorm
+from ling.ops.cross_entropy import CrossEntropy, linear_cross_entropy
 from ling.ops.linear import linear
 from ling.ops.precision import at_least_float32
 from ling.ops.rope import rope_table
@@ -92,6 +93,8 @@ class CausalLM(nn.Module):
         # A tied head is the embedding itself, not a second name for it: torch forgets such ties when it moves models.
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
+        self.score: Callable[[Tensor, Tensor, Tensor], CrossEntropy] = linear_cross_entropy
+        """Scores hidden states with the head's weight and labels; replaced where the vocabulary is shared out."""
 
     @property
     def head_weight(self) -> Tensor:
@@ -104,7 +107,7 @@ class CausalLM(nn.Module):
         """Run all layers over a flat row of tokens.
 
         tokens     (N,)  int64
-        positions  (N,)  int64, the rotation's angle per token
+        positions  (N,)  int64, the rotation's angle per token that attention sees
         batch      attention, and the tokens ahead for MTP
         run        calls a block with its arguments, as in `Transformer.forward`
         """

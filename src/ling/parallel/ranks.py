@@ -4,8 +4,8 @@ Gradients follow one rule, the pure sum: every loss is divided by numbers of the
 known before backward, so gradients and losses of microbatches and ranks are only ever added up, never averaged.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,10 +14,24 @@ from torch.distributed import DeviceMesh, ProcessGroup, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from ling.distributed.collectives import sum_over
+from ling.model import CausalLM, ModelOutput
 from ling.model.batch import PackedBatch
 from ling.parallel.context import ContextBatch, even_split
 from ling.parallel.recompute import recompute_block
+from ling.parallel.tensor import TokenRuns
 from ling.scaling.layout import Layout
+
+
+class Share(NamedTuple):
+    """What one rank has of a pack."""
+
+    tokens: slice
+    """Which of the pack's are here."""
+    positions: slice
+    """Those that attention's projections see here: of all tensor ranks."""
+    batch: PackedBatch | ContextBatch
+    token_runs: tuple[int, ...]
+    """Tokens of each tensor rank in `positions`; empty where there is one."""
 
 
 class Ranks:
@@ -30,19 +44,29 @@ class Ranks:
         assert size == layout.gpus, (size, layout)
         self.device = torch.device(device)
         self.dense: DeviceMesh | None = None
-        """(replicate, shard): what weights outside the experts are sharded over."""
+        """(replicate, shard): what weights are sharded over that ranks gather whole."""
+        self.split: DeviceMesh | None = None
+        """(replicate, shard, tensor), over the same ranks: for those that tensor ranks have in pieces."""
         self.sparse: DeviceMesh | None = None
         """(replicate, expert_shard, expert), over the same ranks."""
         self.context: ProcessGroup | None = None
-        """Ranks that share out the tokens of one microbatch; None: this one has all."""
+        """Ranks that share out the tokens of one microbatch; None: this one, with its tensor ranks, has all."""
+        self.token_runs: TokenRuns | None = None
+        """The tensor ranks, which share out what is left."""
         if dist.is_initialized():
-            kind, R, shards, C = self.device.type, layout.data_parallel_replicate, layout.weight_shards, layout.context
-            self.dense = init_device_mesh(kind, (R, shards), mesh_dim_names=("replicate", "shard"))
+            kind, R, C, T = self.device.type, layout.data_parallel_replicate, layout.context, layout.tensor
+            self.dense = init_device_mesh(kind, (R, layout.token_ranks), mesh_dim_names=("replicate", "shard"))
             sizes, names = (R, layout.expert_shards, layout.expert), ("replicate", "expert_shard", "expert")
             self.sparse = init_device_mesh(kind, sizes, mesh_dim_names=names)
             if C > 1:
-                tokens = init_device_mesh(kind, (size // C, C), mesh_dim_names=("data", "context"))
-                self.context = tokens["context"].get_group()
+                names = ("data", "context", "tensor")
+                self.context = init_device_mesh(kind, (size // C // T, C, T), mesh_dim_names=names)[
+                    "context"
+                ].get_group()
+            if T > 1:
+                sizes, names = (R, layout.weight_shards, T), ("replicate", "shard", "tensor")
+                self.split = init_device_mesh(kind, sizes, mesh_dim_names=names)
+                self.token_runs = TokenRuns(self.split["tensor"].get_group())
 
     @property
     def is_first(self) -> bool:
@@ -63,20 +87,40 @@ class Ranks:
     def data_size(self) -> int:
         return self.layout.data_parallel
 
-    @property
-    def run(self) -> dict[str, Callable[..., Any]]:
-        """What the model's forward is called with beside the batch."""
-        return {"run": recompute_block} if self.layout.recompute == "full" else {}
+    def run(
+        self,
+        model: CausalLM,
+        tokens: Tensor,
+        positions: Tensor,
+        batch: PackedBatch | ContextBatch,
+        token_runs: Sequence[int] = (),
+    ) -> ModelOutput:
+        """Call the model with what `share` gave; backward follows before the next microbatch's forward."""
+        if self.token_runs is not None:
+            self.token_runs.sizes = list(token_runs)
+        again = {"run": recompute_block} if self.layout.recompute == "full" else {}
+        output: ModelOutput = model(tokens, positions, batch, **again)
+        return output
 
-    def share(self, batch: PackedBatch, count: int) -> tuple[slice, PackedBatch | ContextBatch]:
-        """Return which of `count` tokens of a pack are this rank's, and the pack as it sees it."""
-        if self.context is None:
-            return slice(0, count), batch
-        sizes = even_split(count, self.layout.context)
-        start = sum(sizes[: self.context.rank()])
-        here = slice(start, start + sizes[self.context.rank()])
+    def share(self, batch: PackedBatch, count: int) -> Share:
+        """Return what is this rank's of a pack of `count` tokens: a run of its context's run of them."""
+        C, T = self.layout.context, self.layout.tensor
+        if C * T == 1:
+            return Share(slice(0, count), slice(0, count), batch, ())
+        runs = even_split(count, C * T)
+        sizes = [sum(runs[c * T : (c + 1) * T]) for c in range(C)]
+        c = 0 if self.context is None else self.context.rank()
+        t = 0 if self.token_runs is None else self.token_runs.group.rank()
+        first, start = sum(sizes[:c]), sum(runs[: c * T + t])
+        here = slice(start, start + runs[c * T + t])
         ahead = None if batch.mtp_ids is None else batch.mtp_ids[:, here]
-        return here, ContextBatch(batch.rows, sizes, self.context, ahead)
+        seen = (
+            PackedBatch(batch.rows, ahead)
+            if self.context is None
+            else ContextBatch(batch.rows, sizes, self.context, ahead)
+        )
+        token_runs = tuple(runs[c * T : (c + 1) * T]) if T > 1 else ()
+        return Share(here, slice(first, first + sizes[c]), seen, token_runs)
 
     def sum_integers(self, numbers: Sequence[int]) -> list[int]:
         """Add numbers up over all ranks."""

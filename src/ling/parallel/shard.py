@@ -8,17 +8,22 @@
 Names of parameters stay what they are, so a checkpoint knows nothing of the layout it was written by.
 """
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
 from ling.model import CausalLM
+from ling.model.block import Block
 from ling.model.moe import SparseMoe
 from ling.model.mtp import MtpBlock
 from ling.parallel.experts import ExpertParallel
 from ling.parallel.ranks import Ranks
 from ling.parallel.recompute import recompute_experts
+from ling.parallel.tensor import split_block
+from ling.parallel.vocabulary import split_vocabulary
 
 
 def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | None = None) -> CausalLM:
@@ -30,12 +35,22 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
     """
     if ranks.dense is not None and ranks.sparse is not None:
         for block in model.model.layers:
+            if ranks.split is not None and ranks.token_runs is not None:
+                assert isinstance(block, Block), type(block)
+                pieces = split_block(block, ranks.split["tensor"], ranks.token_runs)
+                _shard_pieces(pieces, ranks.split, policy)
             if ranks.layout.expert > 1 and isinstance(block.mlp, SparseMoe):
                 _share_out_experts(block.mlp, ranks.sparse, policy)
             _shard(block, _axes(ranks.dense, "replicate", "shard"), policy)
             if isinstance(block, MtpBlock):
                 register_fsdp_forward_method(block, "predict")
-        _shard(model, _axes(ranks.dense, "replicate", "shard"), policy)
+        if ranks.split is not None and ranks.token_runs is not None:
+            # What is gathered for the whole of forward is then the vocabulary alone.
+            _shard(model.model.norm, _axes(ranks.dense, "replicate", "shard"), policy)
+            split_vocabulary(model, ranks.split["tensor"], ranks.token_runs)
+            _shard_pieces(model, ranks.split, policy)
+        else:
+            _shard(model, _axes(ranks.dense, "replicate", "shard"), policy)
     if ranks.layout.recompute == "selective":
         recompute_experts(model)
     return model
@@ -53,6 +68,16 @@ def _share_out_experts(moe: SparseMoe, mesh: DeviceMesh, policy: MixedPrecisionP
     moe.mix = ExpertParallel(axis.get_group(), num_experts)
 
 
+def _shard_pieces(modules: nn.Module | list[nn.Module], mesh: DeviceMesh, policy: MixedPrecisionPolicy | None) -> None:
+    """Shard pieces of matrices along the other dimension than they were cut along, so that each stays one block."""
+
+    def place(parameter: nn.Parameter) -> Shard:
+        assert isinstance(parameter, DTensor)
+        return Shard(1) if parameter.dim() == 2 and parameter.placements[0].is_shard(0) else Shard(0)
+
+    _shard(modules, _axes(mesh, "replicate", "shard"), policy, place)
+
+
 def _axes(mesh: DeviceMesh, replicate: str, shard: str) -> DeviceMesh:
     """Return the axes that FSDP sees: two only where there are copies."""
     names = mesh.mesh_dim_names
@@ -60,8 +85,14 @@ def _axes(mesh: DeviceMesh, replicate: str, shard: str) -> DeviceMesh:
     return mesh[replicate, shard] if mesh.size(names.index(replicate)) > 1 else mesh[shard]
 
 
-def _shard(module: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy | None) -> None:
-    fully_shard(module, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
+def _shard(
+    modules: nn.Module | list[nn.Module],
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy | None,
+    place: Callable[[nn.Parameter], Shard] | None = None,
+) -> None:
+    fully_shard(modules, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy(), shard_placement_fn=place)
+    module = modules[0] if isinstance(modules, list) else modules
     assert isinstance(module, FSDPModule)
     module.set_gradient_divide_factor(1.0)  # sums: a loss is divided by the counts of the whole step
     module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum

@@ -1,8 +1,8 @@
 """How a model is divided over ranks: the sizes that fit a network, and what each rank holds.
 
 Ranks are numbered along (pipeline, data_parallel_replicate, data_parallel_shard, context, tensor), the last fastest.
-Weights are sharded over `data_parallel_shard x context` ranks; the expert axis lies inside these, its ranks neighbours,
-so experts are first split over `expert` ranks and what is left is sharded over the rest.
+Weights are sharded over `data_parallel_shard x context x tensor` ranks; the expert axis lies inside these, its ranks
+neighbours, so experts are first split over `expert` ranks and what is left is sharded over the rest.
 """
 
 import math
@@ -28,7 +28,7 @@ class Layout:
     data_parallel_replicate: int = 1
     """Copies of such a set of ranks."""
     expert: int = 1
-    """Ranks that share out the routed experts; lies inside data_parallel_shard x context."""
+    """Ranks that share out the routed experts; lies inside data_parallel_shard x context x tensor."""
     tensor: int = 1
     """Ranks that share out heads, feed-forward widths and the vocabulary."""
     context: int = 1
@@ -70,14 +70,19 @@ class Layout:
         return rank % self.stage_ranks // (self.context * self.tensor)
 
     @property
+    def token_ranks(self) -> int:
+        """Ranks of one copy of the model's layers, each with tokens of its own: what weights are sharded over."""
+        return self.weight_shards * self.tensor
+
+    @property
     def weight_shards(self) -> int:
-        """Ranks that a dense weight is sharded over."""
+        """Ranks that a tensor rank's part of a weight is sharded over."""
         return self.data_parallel_shard * self.context
 
     @property
     def expert_shards(self) -> int:
         """Ranks that an expert's weight is sharded over, once `expert` ranks have split the stack."""
-        return self.weight_shards // self.expert
+        return self.token_ranks // self.expert
 
     def __str__(self) -> str:
         short = {
@@ -93,11 +98,10 @@ def plan_layout(parallel: ParallelConfig, model: ModelConfig, ranks: int, sequen
 
     Raises ConfigError for sizes that do not fit each other, the network or the ranks, with those that do.
     """
-    for name in ("tensor", "pipeline"):
-        if getattr(parallel, name) != 1:
-            raise ConfigError(f"parallel.{name} {getattr(parallel, name)} can be planned but not run yet; use 1")
+    if parallel.pipeline != 1:
+        raise ConfigError(f"parallel.pipeline {parallel.pipeline} can be planned but not run yet; use 1")
     sizes = _fill(parallel, ranks)
-    shards = sizes["data_parallel_shard"] * sizes["context"]
+    shards = sizes["data_parallel_shard"] * sizes["context"] * sizes["tensor"]
     expert = parallel.expert or expert_sizes(model, shards)[-1]
     layout = Layout(**sizes, expert=expert, recompute=parallel.recompute)
     check_layout(model, layout, sequence_length)
@@ -118,11 +122,11 @@ def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> No
     """Raise ConfigError that names the sizes to choose from unless `model` can be divided so."""
     T, E = layout.tensor, layout.expert
     if _has_experts(model):
-        if E not in (valid := expert_sizes(model, layout.weight_shards)):
+        if E not in (valid := expert_sizes(model, layout.token_ranks)):
             groups = f" in {model.n_group} groups" if model.n_group > 1 else ""
             raise ConfigError(
-                f"parallel.expert {E} does not fit {model.num_experts} experts{groups} on {layout.weight_shards} "
-                f"data_parallel_shard x context ranks; use one of {_listed(valid)}"
+                f"parallel.expert {E} does not fit {model.num_experts} experts{groups} on {layout.token_ranks} "
+                f"data_parallel_shard x context x tensor ranks; use one of {_listed(valid)}"
             )
     elif E > 1:
         raise ConfigError(f"parallel.expert {E}: the model has no experts; use 1")
@@ -132,6 +136,9 @@ def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> No
         _divides("tensor", T, "intermediate_size", model.intermediate_size)
     if model.shared_expert_dim:
         _divides("tensor", T, "the shared expert's width", model.shared_expert_dim)
+    if T > 1:
+        _divides("data_parallel_shard x context", layout.weight_shards, "hidden_size", model.hidden_size)
+        _divides("tensor", T, "hidden_size", model.hidden_size)
     _divides("context", layout.context, "train.sequence_length", sequence_length)
     A, K = model.num_attention_heads // T, model.num_key_value_heads // T
     fitting = [n for n in divisors(A) if K % n == 0 or n % K == 0]

@@ -215,9 +215,8 @@ class _StageTime:
         E = self.layout.expert
         if E == 1 or not self.sparse:
             return 0.0
-        ranks = E * self.layout.tensor
         sent = self.N * rank_visits(self.model, E) * (1 - 1 / E) * self.model.hidden_size * self.b
-        away = max(0.0, 1 - self.rates.gpus_per_node / ranks)  # share of the rows that leave the node
+        away = max(0.0, 1 - self.rates.gpus_per_node / E)  # share of the rows that leave the node
         seconds = max(sent * (1 - away) / self.rates.link, sent * away / self.rates.network)
         return self.sparse * passes * 2 * seconds * fact.EXPOSED_DISPATCH
 

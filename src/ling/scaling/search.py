@@ -133,7 +133,9 @@ def _layouts(model: ModelConfig, request: Request, device: Hardware) -> Iterator
             shard, rest = divmod(data, replicate)
             if rest or shard != int(fixed.get("data_parallel_shard", shard)):
                 continue
-            experts = [n for n in divisors(shard * C) if model.num_experts % n == 0] if model.num_moe_layers else [1]
+            experts = (
+                [n for n in divisors(shard * C * T) if model.num_experts % n == 0] if model.num_moe_layers else [1]
+            )
             for expert, again in itertools.product(choices("expert", experts), recompute):
                 yield Layout(
                     data_parallel_shard=shard, data_parallel_replicate=replicate, expert=expert, tensor=T, context=C,

@@ -16,7 +16,7 @@ class Unit(NamedTuple):
     split: int
     """Weights that tensor ranks share out."""
     whole: int
-    """Norms, the router, the MTP projection: the same on every tensor rank."""
+    """Norms, the router, the MTP projection: every tensor rank works with all of them."""
     experts: int
 
     def on_rank(self, layout: Layout) -> "Unit":
@@ -29,7 +29,8 @@ class Unit(NamedTuple):
 
     def sharded(self, layout: Layout) -> float:
         """Return how many of `on_rank`'s weights a rank keeps when all are sharded."""
-        return (self.split + self.whole) / layout.weight_shards + self.experts / layout.expert_shards
+        parts = self.split / layout.weight_shards + self.whole / layout.token_ranks
+        return parts + self.experts / layout.expert_shards
 
 
 def embedding_unit(model: ModelConfig) -> Unit:

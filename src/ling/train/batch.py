@@ -27,6 +27,8 @@ class TrainBatch:
     labels: Tensor
     mtp_labels: Tensor
     attention: PackedBatch | ContextBatch
+    token_runs: tuple[int, ...] = ()
+    """Where tensor ranks share the tokens out: how many each has. `positions` are then those of all of them."""
 
     def to(self, device: torch.device | str) -> "TrainBatch":
         """Return the same batch on `device`; this one if it is there already."""
@@ -47,10 +49,12 @@ class TrainBatch:
     def shared(self, ranks: Ranks) -> "TrainBatch":
         """Return what this rank holds of the batch: all of it, or a run of its tokens."""
         assert isinstance(self.attention, PackedBatch), "a batch is shared out once"
-        here, attention = ranks.share(self.attention, len(self.tokens))
+        share = ranks.share(self.attention, len(self.tokens))
+        here = share.tokens
         return TrainBatch(
-            self.tokens[here], self.positions[here], self.labels[here], self.mtp_labels[:, here], attention
-        )
+            self.tokens[here], self.positions[share.positions], self.labels[here], self.mtp_labels[:, here],
+            share.batch, share.token_runs,
+        )  # fmt: skip
 
 
 def build_batch(documents: Sequence[Sequence[int]], masks: Sequence[Sequence[bool]], mtp_depth: int) -> TrainBatch:

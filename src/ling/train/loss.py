@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ling.model import CausalLM, ModelOutput
-from ling.ops.cross_entropy import IGNORE, linear_cross_entropy
+from ling.ops.cross_entropy import IGNORE
 from ling.parallel.ranks import Ranks
 from ling.train.batch import TrainBatch
 
@@ -81,12 +81,12 @@ def compute_loss(
     counts  of the step it belongs to, so that the losses of its microbatches add up to the step's; None: it is alone
     """
     head = model.head_weight
-    main = linear_cross_entropy(output.hidden, head, labels)
+    main = model.score(output.hidden, head, labels)
     num_learnt = (labels != IGNORE).sum()
     total = main.total / (num_learnt.clamp_min(1) if counts is None else max(counts.main, 1))
     losses, correct = [], []
     for depth, (hidden, wanted) in enumerate(zip(output.mtp_hidden, mtp_labels)):
-        ahead = linear_cross_entropy(hidden, head, wanted)
+        ahead = model.score(hidden, head, wanted)
         count = (wanted != IGNORE).sum().clamp_min(1) if counts is None else max(counts.mtp[depth], 1)
         losses.append(ahead.total / count)
         correct.append(ahead.correct.sum() / count)

@@ -63,9 +63,11 @@ def train_step(
     if ranks is not None:
         batches = [batch.shared(ranks) for batch in batches]
         whole = LossCounts.of(batches).summed(ranks)
-    how = {} if ranks is None else ranks.run
     for batch in batches:
-        output = model(batch.tokens, batch.positions, batch.attention, **how)
+        if ranks is None:
+            output = model(batch.tokens, batch.positions, batch.attention)
+        else:
+            output = ranks.run(model, batch.tokens, batch.positions, batch.attention, batch.token_runs)
         part = compute_loss(
             model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss, counts=whole
         )

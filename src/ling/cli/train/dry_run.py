@@ -71,8 +71,10 @@ def _ranks(recipe: Recipe, layout: Layout) -> list[str]:
             first = rank % layout.expert * each
             parts.append(f"experts {first} to {first + each - 1}")
         if layout.context > 1:
-            parts.append(f"tokens {rank % layout.context} of {layout.context}")
-        lines.append(f"  rank {rank}: {', '.join(parts)}; 1/{layout.weight_shards} of the other weights")
+            parts.append(f"tokens {rank // layout.tensor % layout.context} of {layout.context}")
+        if layout.tensor > 1:
+            parts.append(f"heads, widths and words {rank % layout.tensor} of {layout.tensor}")
+        lines.append(f"  rank {rank}: {', '.join(parts)}; 1/{layout.token_ranks} of the other weights")
     if layout.gpus > _MOST_RANKS:
         lines.append(f"  and so on, up to rank {layout.gpus - 1}")
     return lines
