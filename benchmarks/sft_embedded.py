@@ -48,7 +48,7 @@ def main() -> None:
              "train.micro_batch_size=8"], check=True,
         )  # fmt: skip
         minutes = (time.monotonic() - start) / 60
-        after = measure(out / "final")
+        after = measure(out / "export")
     weak = {when: weak_percent(found) for when, found in (("before", before), ("after", after))}
     numbers: dict[str, Any] = {
         "conversations": CONVERSATIONS,
