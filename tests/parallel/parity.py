@@ -49,7 +49,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "hsdp2xcp2xep2": (4, {"data_parallel_replicate": 2, "context": 2, "expert": 2}),
 }
 """By name: ranks, and what is set in the section `parallel`."""
-CONTAINED = ("ep2", "hsdp2xep2", "cp2", "tp2", "hsdp2xtp2")
+CONTAINED = ("fsdp2", "hsdp2x2", "ep2", "hsdp2xep2", "cp2", "tp2", "hsdp2xtp2")
 """Those whose parts other layouts have, on as many ranks or more."""
 
 
