@@ -1,6 +1,11 @@
 """Shared by all tests."""
 
+import os
+
+# Tensors in tests are tiny: a second thread only makes them wait for each other, for ages on a busy machine. The
+# variable is for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
-# Tensors in tests are tiny: a second thread only makes them wait for each other, for ages on a busy machine.
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ many microbatches as they are told.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,10 +46,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "hsdp2xtp2": (4, {"tensor": 2, "data_parallel_replicate": 2}),
     "cp2xtp2": (4, {"tensor": 2, "context": 2}),
     "tp2xep4": (4, {"tensor": 2, "expert": 4}),
+    "pp2": (2, {"pipeline": 2}),
+    "pp2xfsdp2": (4, {"pipeline": 2}),
+    "pp2xhsdp2": (4, {"pipeline": 2, "data_parallel_replicate": 2}),
+    "pp2xep2": (4, {"pipeline": 2, "expert": 2}),
+    "pp2xcp2": (4, {"pipeline": 2, "context": 2}),
+    "pp2xtp2": (4, {"pipeline": 2, "tensor": 2}),
     "hsdp2xcp2xep2": (4, {"data_parallel_replicate": 2, "context": 2, "expert": 2}),
 }
 """By name: ranks, and what is set in the section `parallel`."""
-CONTAINED = ("fsdp2", "hsdp2x2", "ep2", "hsdp2xep2", "cp2", "tp2", "hsdp2xtp2")
+DEEP: dict[str, tuple[int, dict[str, int]]] = {"pp4": (4, {"pipeline": 4})}
+"""Those that need more layers than the usual model has."""
+CONTAINED = ("fsdp2", "hsdp2x2", "ep2", "hsdp2xep2", "cp2", "tp2", "hsdp2xtp2", "pp2", "pp2xfsdp2", "pp2xhsdp2")
 """Those whose parts other layouts have, on as many ranks or more."""
 
 
@@ -107,15 +115,17 @@ def train(
     packed: bool = False,
     mtp_depth: int = 1,
     changes: Mapping[str, Any] | None = None,
+    frozen: Sequence[str] = (),
 ) -> Trained:
     """Train for five steps: on the ranks of a layout, or (None) in this process alone; `changes` of the network."""
     recipe = recipe_for(mtp_depth)
-    recipe = replace(recipe, model=replace(recipe.model, **(changes or {})))
+    optim = replace(recipe.optim, freeze=tuple(frozen))
+    recipe = replace(recipe, model=replace(recipe.model, **(changes or {})), optim=optim)
     mtp = {"num_nextn_predict_layers": mtp_depth, "mtp_loss_scaling_factor": 0.3 if mtp_depth else 0.0}
     model: CausalLM = tiny_model(**mtp, **(changes or {}))
     ranks = None
     if layout is not None:
-        world_size, sizes = LAYOUTS[layout]
+        world_size, sizes = (LAYOUTS | DEEP)[layout]
         parallel = ParallelConfig(recompute=recompute, **sizes)  # type: ignore[arg-type]
         ranks = Ranks(plan_layout(parallel, recipe.model, world_size, 16))
         model = parallelize(model, ranks)
@@ -157,7 +167,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def train_and_keep_first(*arguments: Any) -> Trained | None:
-    """Train; only rank 0 returns something."""
-    trained = train(*arguments)
-    return trained if torch.distributed.get_rank() == 0 else None
+def train_and_keep_stages(layout: str, *arguments: Any) -> Trained | None:
+    """Train; the first rank of each pipeline stage returns what its stage has."""
+    trained = train(layout, *arguments)
+    world_size, sizes = (LAYOUTS | DEEP)[layout]
+    return None if torch.distributed.get_rank() % (world_size // sizes.get("pipeline", 1)) else trained
+
+
+def join_stages(found: Sequence[Trained | None]) -> Trained:
+    """Return what the stages have together; what several of them have must be the same to the bit."""
+    first, *others = (trained for trained in found if trained is not None)
+    for other in others:
+        assert (other.losses, other.norms) == (first.losses, first.norms)
+        for mine, theirs in ((first.gradients, other.gradients), (first.weights, other.weights)):
+            for name, tensor in theirs.items():
+                assert torch.equal(mine.setdefault(name, tensor), tensor), name
+    return first

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parallel.parity import CONTAINED, LAYOUTS, Trained, one_measurement, train
+from tests.parallel.parity import CONTAINED, LAYOUTS, Trained, join_stages, one_measurement, train
 
 from ling.testing.ranks import RankPool
 
-TASK = "tests.parallel.parity:train_and_keep_first"
+TASK = "tests.parallel.parity:train_and_keep_stages"
 RECOMPUTE = ("none", "selective", "full")
 PIECES = (1, 2)
 PACKED = (False, True)
@@ -76,19 +76,41 @@ def test_tensor_ranks_share_out_biases_tied_heads_and_padding(ranks: RankPool, l
         "use_bias": True, "use_qkv_bias": True, "tie_word_embeddings": True, "pad_token_id": 127,
         "first_k_dense_replace": 2,
     }  # fmt: skip
-    got = ranks.run(TASK, LAYOUTS[layout][0], layout, "none", 1, True, 1, changes)[0]
-    compare(got, train(None, packed=True, changes=changes))
+    got = ranks.run(TASK, LAYOUTS[layout][0], layout, "none", 1, True, 1, changes)
+    compare(join_stages(got), train(None, packed=True, changes=changes))
 
 
-@pytest.mark.parametrize("layout", ["cp2xtp2", "hsdp2xcp2xep2"])
+@pytest.mark.parametrize(
+    ("layout", "pieces", "changes"),
+    [
+        ("pp4", 4, {"num_hidden_layers": 5}),
+        ("pp4", 2, {"num_hidden_layers": 4, "tie_word_embeddings": True, "pad_token_id": 127}),
+        ("pp2xtp2", 2, {"tie_word_embeddings": True, "pad_token_id": 127, "use_bias": True}),
+    ],
+)
+def test_stages_share_out_deep_models_tied_heads_and_padding(
+    ranks: RankPool, layout: str, pieces: int, changes: dict[str, Any]
+) -> None:
+    got = ranks.run(TASK, 4, layout, "none", pieces, True, 1, changes)
+    compare(join_stages(got), train(None, packed=True, changes=changes))
+
+
+@pytest.mark.parametrize("frozen", [["embeddings"], ["*.layers.0.*", "*.layers.1.*", "embeddings"], ["*.layers.2.*"]])
+def test_stages_agree_on_what_is_frozen(ranks: RankPool, frozen: list[str]) -> None:
+    """Also where one of them keeps all it has as it is."""
+    got = ranks.run(TASK, 2, "pp2", "none", 2, True, 1, None, frozen)
+    compare(join_stages(got), train(None, packed=True, frozen=frozen))
+
+
+@pytest.mark.parametrize("layout", ["cp2xtp2", "hsdp2xcp2xep2", "pp2xtp2", "pp2xcp2"])
 def test_a_layout_measures_what_one_process_does(ranks: RankPool, layout: str) -> None:
     for found in ranks.run("tests.parallel.parity:one_measurement", LAYOUTS[layout][0], layout):
         assert found == pytest.approx(one_measurement(None), rel=1e-5)
 
 
 def check(ranks: RankPool, layout: str, recompute: str, pieces: int, packed: bool, mtp_depth: int) -> None:
-    got = ranks.run(TASK, LAYOUTS[layout][0], layout, recompute, pieces, packed, mtp_depth)[0]
-    compare(got, one_process(packed, mtp_depth))
+    got = ranks.run(TASK, LAYOUTS[layout][0], layout, recompute, pieces, packed, mtp_depth)
+    compare(join_stages(got), one_process(packed, mtp_depth))
 
 
 def compare(got: Trained, wanted: Trained) -> None:

@@ -14,6 +14,7 @@ FSDP2_EP2 = (2, {"expert": 2})
 FSDP4 = (4, {})
 CP2_EP2 = (4, {"context": 2, "expert": 2})
 FSDP2_TP2 = (4, {"tensor": 2})
+PP2_EP2 = (4, {"pipeline": 2, "expert": 2})
 
 
 @pytest.mark.parametrize("method", ["adamw", "muon"])
@@ -25,17 +26,30 @@ def test_a_run_goes_on_in_other_layouts_with_the_same_state_and_the_same_losses(
     losses = ranks.run(f"{TASKS}:run", 2, begun, *FSDP2_EP2, method, 2)[0]
     step, state, _ = ranks.run(f"{TASKS}:held", 2, begun, *FSDP2_EP2, method)[0]
     assert step == 2
-    for size, layout in (ONE, FSDP4, CP2_EP2, FSDP2_TP2):
+    for size, layout in (ONE, FSDP4, CP2_EP2, FSDP2_TP2, PP2_EP2):
         found = [run_tasks.held(begun, size, layout, method)] if size == 1 else ranks.run(
             f"{TASKS}:held", size, begun, size, layout, method
         )  # fmt: skip
-        assert found[0][0] == 2
-        assert found[0][1].keys() == state.keys()
-        assert all(torch.equal(found[0][1][name], tensor) for name, tensor in state.items()), (size, layout)
+        assert {step for step, _, _ in found} == {2}
+        assert {name for _, tensors, _ in found for name in tensors} == state.keys()
+        for _, tensors, _ in found:  # those of its pipeline stage
+            assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items()), (size, layout)
     losses += ranks.run(f"{TASKS}:run", 4, begun, *CP2_EP2, method, 4)[0]
-    losses += ranks.run(f"{TASKS}:run", 4, begun, *FSDP2_TP2, method, 5)[0]
+    losses += ranks.run(f"{TASKS}:run", 4, begun, *PP2_EP2, method, 5)[0]
     losses += run_tasks.run(begun, *ONE, method)
     assert losses == pytest.approx(alone, rel=2e-5)
+
+
+def test_a_run_in_stages_that_is_stopped_has_the_same_bits_and_is_read_by_one_process(
+    ranks: RankPool, tmp_path: Path
+) -> None:
+    whole = ranks.run(f"{TASKS}:run", 4, str(tmp_path / "whole"), *PP2_EP2, "adamw")[0]
+    cut = str(tmp_path / "cut")
+    parts = ranks.run(f"{TASKS}:run", 4, cut, *PP2_EP2, "adamw", 2)[0]
+    _, state, _ = run_tasks.held(cut, *ONE, "adamw")
+    for _, tensors, _ in ranks.run(f"{TASKS}:held", 4, cut, *PP2_EP2, "adamw"):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in tensors.items())
+    assert parts + ranks.run(f"{TASKS}:run", 4, cut, *PP2_EP2, "adamw")[0] == whole
 
 
 def test_a_run_that_is_stopped_and_resumed_on_the_same_layout_has_the_same_bits(

@@ -31,11 +31,12 @@ def check_recipe(recipe: "Recipe") -> None:
             f"train.sequence_length {recipe.train.sequence_length} is beyond model.max_position_embeddings "
             f"{recipe.model.max_position_embeddings}; lower the first or raise the second"
         )
-    if recipe.parallel.tensor != 1 and recipe.run.evaluate_every and recipe.run.evaluate_prompts:
-        raise ConfigError(
-            f"run.evaluate_prompts {recipe.run.evaluate_prompts}: tensor ranks measure held-out losses but generate no "
-            "text; use 0, or parallel.tensor 1"
-        )
+    for axis in ("tensor", "pipeline"):
+        if getattr(recipe.parallel, axis) != 1 and recipe.run.evaluate_every and recipe.run.evaluate_prompts:
+            raise ConfigError(
+                f"run.evaluate_prompts {recipe.run.evaluate_prompts}: {axis} ranks measure held-out losses but "
+                f"generate no text; use 0, or parallel.{axis} 1"
+            )
     optim, steps = recipe.optim, recipe.train.steps
     if optim.decay_steps > steps:
         raise ConfigError(f"optim.decay_steps {optim.decay_steps} is more than train.steps {steps}")

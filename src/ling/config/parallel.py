@@ -26,7 +26,8 @@ class ParallelConfig:
     context: int = 1
     """Ranks that share out the tokens of a microbatch, and attention's heads while it runs (Ulysses)."""
     pipeline: int = 1
-    """Stages that the layers are cut into. For `ling plan` only so far."""
+    """Stages that the layers are cut into; microbatches follow each other through them (1F1B). With few of them, or
+    one, stages wait for each other."""
     recompute: Literal["none", "selective", "full"] = "none"
     """What backward computes again instead of keeping it: nothing; routed experts, the largest; or whole blocks."""
 

@@ -44,6 +44,8 @@ class Transformer(nn.Module):
         mtp = [MtpBlock(model, i) for i in range(model.num_hidden_layers, model.num_stored_layers)]
         self.layers = nn.ModuleList([*main, *mtp])
         self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
+        self.before: Callable[[Tensor], Tensor] | None = None
+        """Gives (N, H) for tokens (N,) where layers before these run elsewhere; None: the embedding does."""
 
     def forward(
         self,
@@ -59,7 +61,7 @@ class Transformer(nn.Module):
         embeddings  (N, H) in place of those of `tokens`
         run         calls a block with its arguments; one that recomputes instead of keeping activations, say
         """
-        x = self.word_embeddings(tokens) if embeddings is None else embeddings
+        x = (self.before or self.word_embeddings)(tokens) if embeddings is None else embeddings
         rope = rope_table(positions, self.config, x.dtype)
         routings: dict[int, Routing] = {}
         for i, block in enumerate(self.layers[: self.config.num_hidden_layers]):
@@ -95,6 +97,8 @@ class CausalLM(nn.Module):
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
         self.score: Callable[[Tensor, Tensor, Tensor], CrossEntropy] = linear_cross_entropy
         """Scores hidden states with the head's weight and labels; replaced where the vocabulary is shared out."""
+        self.elsewhere: tuple[str, ...] = ()
+        """Names of parameters and expert biases that other processes hold in place of this one."""
 
     @property
     def head_weight(self) -> Tensor:

@@ -3,13 +3,13 @@
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ling.config.training import OptimConfig
 from ling.model import CausalLM
 from ling.optim.muon import FullMatrix, row_parts
 from ling.optim.muon_adamw import ADAMW, MUON, MuonAdamW
-from ling.optim.patterns import freeze_, is_matrix_of_a_block, multiplier_of
+from ling.optim.patterns import EXPERT_BIAS, freeze_, is_matrix_of_a_block, multiplier_of
 from ling.optim.sharding import through_full_matrix
 
 
@@ -24,7 +24,11 @@ def build_optimizer(model: CausalLM, optim: OptimConfig, full_matrix: FullMatrix
     """
     freeze_(model, optim.freeze)
     names = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    multipliers = multiplier_of([name for name, _ in model.named_parameters()], optim.lr_multipliers)
+    everywhere = [
+        *(name for name, _ in model.named_parameters()),
+        *(n for n in model.elsewhere if not n.endswith(EXPERT_BIAS)),
+    ]
+    multipliers = multiplier_of(everywhere, optim.lr_multipliers)
     members: dict[tuple[bool, bool, float], list[Tensor]] = defaultdict(list)
     parts: dict[Tensor, tuple[int, ...]] = {}
     for name, parameter in names.items():
@@ -41,14 +45,16 @@ def build_optimizer(model: CausalLM, optim: OptimConfig, full_matrix: FullMatrix
         }
         for key in sorted(members, reverse=True)
     ]
+    groups = groups or [{"params": [], "method": ADAMW, "weight_decay": 0.0, "lr_multiplier": 1.0}]  # all are frozen
     return MuonAdamW(groups, optim, parts=parts, still_rows=_still_rows(model), full_matrix=full_matrix)
 
 
 def _still_rows(model: CausalLM) -> dict[Tensor, int]:
     """Return the embedding's padding row. A tied head gives that row gradients, so that it is as any other."""
     padding = model.config.pad_token_id
-    untied = padding is not None and model.lm_head is not None
-    return {model.model.word_embeddings.weight: padding} if untied and padding is not None else {}
+    weight = model.model.word_embeddings.weight
+    is_still = isinstance(weight, nn.Parameter) and not model.config.tie_word_embeddings
+    return {weight: padding} if is_still and padding is not None else {}
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

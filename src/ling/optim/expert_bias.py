@@ -36,9 +36,9 @@ def update_expert_biases(
     if rate == 0:
         return
     for layer, layer_counts in counts.items():
-        if layer in frozen:
+        moe = getattr(model.model.layers[layer], "mlp", None)
+        if layer in frozen or moe is None:  # or another process has the layer
             continue
-        moe = model.model.layers[layer].mlp
         assert isinstance(moe, SparseMoe), layer
         if moe.gate.expert_bias is not None:
             step_bias_(moe.gate.expert_bias, layer_counts, rate)

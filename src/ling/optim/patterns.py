@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
 
 from ling.config.optimizer import read_multiplier
 from ling.errors import ConfigError
+from ling.model import CausalLM
 
 EXPERT_BIAS = ".gate.expert_bias"
 KINDS = {
@@ -46,23 +46,21 @@ def multiplier_of(names: Sequence[str], entries: Iterable[str]) -> dict[str, flo
     return {name: given[name][0] if name in given else 1.0 for name in names}
 
 
-def freeze_(model: nn.Module, patterns: Sequence[str]) -> frozenset[int]:
+def freeze_(model: CausalLM, patterns: Sequence[str]) -> frozenset[int]:
     """Switch gradients off for parameters that `optim.freeze` means; return the layers whose expert bias it means.
 
-    Those layers are for `update_expert_biases`. Doing it again changes nothing.
+    Those layers are for `update_expert_biases`. Doing it again changes nothing. What other processes hold is known by
+    name, so that a pattern means the same on all of them.
     """
     parameters = dict(model.named_parameters())
     biases = [name for name, _ in model.named_buffers() if name.endswith(EXPERT_BIAS)]
-    layers = set[int]()
-    for pattern in patterns:
-        for name in matching([*parameters, *biases], pattern, "optim.freeze"):
-            if name in parameters:
-                parameters[name].requires_grad_(False)
-            else:
-                layers.add(int(name.split(".layers.")[1].split(".")[0]))
-    if parameters and not any(p.requires_grad for p in parameters.values()):
+    names = [*parameters, *biases, *model.elsewhere]
+    frozen = {name for pattern in patterns for name in matching(names, pattern, "optim.freeze")}
+    for name in frozen & parameters.keys():
+        parameters[name].requires_grad_(False)
+    if all(name in frozen for name in names if not name.endswith(EXPERT_BIAS)):
         raise ConfigError("optim.freeze leaves no parameter to train; take a pattern away")
-    return frozenset(layers)
+    return frozenset(int(n.split(".layers.")[1].split(".")[0]) for n in frozen if n.endswith(EXPERT_BIAS))
 
 
 def is_matrix_of_a_block(name: str, parameter: torch.Tensor) -> bool:

@@ -19,7 +19,8 @@ def build_model(config: ModelConfig, ranks: Ranks, generator: torch.Generator) -
     parallelize(model, ranks).to_empty(device=ranks.device)
     state = model.state_dict()
     for name, value in initial_values(whole, generator):
-        copy_part(state[name], value)
+        if name in state:  # else another stage has it
+            copy_part(state[name], value)
     return model
 
 

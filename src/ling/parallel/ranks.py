@@ -4,19 +4,21 @@ Gradients follow one rule, the pure sum: every loss is divided by numbers of the
 known before backward, so gradients and losses of microbatches and ranks are only ever added up, never averaged.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import DeviceMesh, ProcessGroup, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from ling.distributed.collectives import sum_over
 from ling.model import CausalLM, ModelOutput
 from ling.model.batch import PackedBatch
+from ling.ops.cross_entropy import IGNORE
 from ling.parallel.context import ContextBatch, even_split
+from ling.parallel.pipeline import Stage
 from ling.parallel.recompute import recompute_block
 from ling.parallel.tensor import TokenRuns
 from ling.scaling.layout import Layout
@@ -44,29 +46,32 @@ class Ranks:
         assert size == layout.gpus, (size, layout)
         self.device = torch.device(device)
         self.dense: DeviceMesh | None = None
-        """(replicate, shard): what weights are sharded over that ranks gather whole."""
+        """([pipeline,] replicate, shard): what weights are sharded over that ranks gather whole."""
         self.split: DeviceMesh | None = None
-        """(replicate, shard, tensor), over the same ranks: for those that tensor ranks have in pieces."""
+        """([pipeline,] replicate, shard, tensor), over the same ranks: for those that tensor ranks have in pieces."""
         self.sparse: DeviceMesh | None = None
-        """(replicate, expert_shard, expert), over the same ranks."""
+        """([pipeline,] replicate, expert_shard, expert), over the same ranks."""
         self.context: ProcessGroup | None = None
         """Ranks that share out the tokens of one microbatch; None: this one, with its tensor ranks, has all."""
         self.token_runs: TokenRuns | None = None
         """The tensor ranks, which share out what is left."""
+        self.stage = Stage(layout, self.rank, self.device)
+        """The layers that are here."""
         if dist.is_initialized():
-            kind, R, C, T = self.device.type, layout.data_parallel_replicate, layout.context, layout.tensor
-            self.dense = init_device_mesh(kind, (R, layout.token_ranks), mesh_dim_names=("replicate", "shard"))
-            sizes, names = (R, layout.expert_shards, layout.expert), ("replicate", "expert_shard", "expert")
-            self.sparse = init_device_mesh(kind, sizes, mesh_dim_names=names)
+            R, C, T = layout.data_parallel_replicate, layout.context, layout.tensor
+            self.dense = self._mesh(replicate=R, shard=layout.token_ranks)
+            self.sparse = self._mesh(replicate=R, expert_shard=layout.expert_shards, expert=layout.expert)
             if C > 1:
-                names = ("data", "context", "tensor")
-                self.context = init_device_mesh(kind, (size // C // T, C, T), mesh_dim_names=names)[
-                    "context"
-                ].get_group()
+                self.context = self._mesh(data=layout.data_parallel, context=C, tensor=T)["context"].get_group()
             if T > 1:
-                sizes, names = (R, layout.weight_shards, T), ("replicate", "shard", "tensor")
-                self.split = init_device_mesh(kind, sizes, mesh_dim_names=names)
+                self.split = self._mesh(replicate=R, shard=layout.weight_shards, tensor=T)
                 self.token_runs = TokenRuns(self.split["tensor"].get_group())
+
+    def _mesh(self, **axes: int) -> DeviceMesh:
+        """Return a mesh over all ranks; each stage's part of it has the named axes."""
+        stages = {"pipeline": self.layout.pipeline} if self.layout.pipeline > 1 else {}
+        named = stages | axes
+        return init_device_mesh(self.device.type, tuple(named.values()), mesh_dim_names=tuple(named))
 
     @property
     def is_first(self) -> bool:
@@ -95,16 +100,22 @@ class Ranks:
         batch: PackedBatch | ContextBatch,
         token_runs: Sequence[int] = (),
     ) -> ModelOutput:
-        """Call the model with what `share` gave; backward follows before the next microbatch's forward."""
-        if self.token_runs is not None:
-            self.token_runs.sizes = list(token_runs)
+        """Call the model with what `share` gave."""
+        self.turn_to(token_runs)
         again = {"run": recompute_block} if self.layout.recompute == "full" else {}
         output: ModelOutput = model(tokens, positions, batch, **again)
         return output
 
+    def turn_to(self, token_runs: Sequence[int]) -> None:
+        """Make ready for a pass of the microbatch whose tokens are shared out so; backward may run blocks again."""
+        if self.token_runs is not None:
+            self.token_runs.sizes = list(token_runs)
+
     def share(self, batch: PackedBatch, count: int) -> Share:
         """Return what is this rank's of a pack of `count` tokens: a run of its context's run of them."""
         C, T = self.layout.context, self.layout.tensor
+        if not self.stage.is_last:
+            batch = PackedBatch(batch.rows)  # the MTP layers are on the last stage
         if C * T == 1:
             return Share(slice(0, count), slice(0, count), batch, ())
         runs = even_split(count, C * T)
@@ -121,6 +132,10 @@ class Ranks:
         )
         token_runs = tuple(runs[c * T : (c + 1) * T]) if T > 1 else ()
         return Share(here, slice(first, first + sizes[c]), seen, token_runs)
+
+    def share_labels(self, labels: Tensor) -> Tensor:
+        """Return the labels that count here: those of the last stage, where losses are computed."""
+        return labels if self.stage.is_last else torch.full_like(labels, IGNORE)
 
     def sum_integers(self, numbers: Sequence[int]) -> list[int]:
         """Add numbers up over all ranks."""
@@ -141,12 +156,13 @@ class Ranks:
             return [tensor.detach() for tensor in tensors]
         return sum_over(tensors, self._all_group)
 
-    def sum_counts(self, counts: dict[int, Tensor]) -> dict[int, Tensor]:
-        """Add the tokens per expert of each layer up over all ranks."""
-        return dict(zip(counts, self.sum_tensors(list(counts.values()))))
+    def sum_counts(self, counts: Mapping[int, Tensor], layers: Sequence[int], num_experts: int) -> dict[int, Tensor]:
+        """Add the tokens per expert of each of `layers` up over all ranks; other stages have other layers."""
+        nothing = torch.zeros(num_experts, dtype=torch.int64, device=self.device)
+        return dict(zip(layers, self.sum_tensors([counts.get(layer, nothing) for layer in layers])))
 
     @torch.no_grad()
-    def clip_grad_norm_(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    def clip_grad_norm_(self, model: CausalLM, largest: float) -> Tensor:
         """Scale gradients so that their norm over all ranks and parameters is `largest` at most; 0 only measures.
 
         return  () float32, the norm before; the same on every rank
@@ -154,8 +170,11 @@ class Ranks:
         Each rank adds up the squares of what it holds, each divided by the number of ranks that hold the same; one
         exchange over all ranks gives the rest, whatever meshes the parameters lie on.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        squares = [_local(g).float().square().sum() / _copies(g, self.layout.gpus) for g in gradients]
+        with_gradient = [p for p in model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in with_gradient if p.grad is not None]
+        twice = model.model.word_embeddings.weight if self.stage.has_copy(model.config) else None
+        copies = [_copies(g, self.layout.stage_ranks) * (1 + (p is twice)) for p, g in zip(with_gradient, gradients)]
+        squares = [_local(g).float().square().sum() / n for g, n in zip(gradients, copies)]
         total = torch.stack(squares).sum() if squares else torch.zeros((), device=self.device)
         if self._all_group is not None:
             dist.all_reduce(total, group=self._all_group)
@@ -175,12 +194,12 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _copies(tensor: Tensor, world_size: int) -> int:
-    """Return how many ranks hold the same part of a tensor."""
+def _copies(tensor: Tensor, stage_ranks: int) -> int:
+    """Return how many ranks of a stage hold the same part of a tensor."""
     if not isinstance(tensor, DTensor):
-        return world_size
+        return stage_ranks
     mesh, copies = tensor.device_mesh, 1
     for axis, placement in enumerate(tensor.placements):
         assert not placement.is_partial(), tensor.placements
         copies *= mesh.size(axis) if isinstance(placement, Replicate) else 1
-    return copies * (world_size // mesh.size())
+    return copies * (stage_ranks // mesh.size())

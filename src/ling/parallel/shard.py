@@ -20,6 +20,7 @@ from ling.model.block import Block
 from ling.model.moe import SparseMoe
 from ling.model.mtp import MtpBlock
 from ling.parallel.experts import ExpertParallel
+from ling.parallel.pipeline import Elsewhere, cut, score_on_last
 from ling.parallel.ranks import Ranks
 from ling.parallel.recompute import recompute_experts
 from ling.parallel.tensor import split_block
@@ -33,8 +34,12 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
 
     All ranks call this at once, with the same weights or without memory for any.
     """
+    if ranks.stage.count > 1:
+        cut(model, ranks.stage, None if policy is None else policy.param_dtype)
     if ranks.dense is not None and ranks.sparse is not None:
         for block in model.model.layers:
+            if isinstance(block, Elsewhere):
+                continue
             if ranks.split is not None and ranks.token_runs is not None:
                 assert isinstance(block, Block), type(block)
                 pieces = split_block(block, ranks.split["tensor"], ranks.token_runs)
@@ -51,6 +56,8 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
             _shard_pieces(model, ranks.split, policy)
         else:
             _shard(model, _axes(ranks.dense, "replicate", "shard"), policy)
+    if ranks.stage.count > 1:
+        score_on_last(model, ranks.stage)
     if ranks.layout.recompute == "selective":
         recompute_experts(model)
     return model

@@ -21,13 +21,16 @@ _MIN_ROWS = 64
 
 def split_vocabulary(model: CausalLM, axis: DeviceMesh, tokens: TokenRuns) -> list[nn.Module]:
     """Put this rank's words in the place of the embedding's and the head's; return the modules that hold them."""
-    embedding = WordsOfEmbedding(model.model.word_embeddings, axis, tokens)
-    setattr(model.model, "word_embeddings", embedding)  # noqa: B010  it stands in for another class
+    found: list[nn.Module] = []
+    if isinstance(model.model.word_embeddings, nn.Embedding):  # else another stage has it
+        embedding = WordsOfEmbedding(model.model.word_embeddings, axis, tokens)
+        setattr(model.model, "word_embeddings", embedding)  # noqa: B010  it stands in for another class
+        found.append(embedding)
+    if isinstance(model.lm_head, nn.Linear):
+        model.lm_head.weight = piece(model.lm_head.weight, axis, 0)
+        found.append(model.lm_head)
     model.score = VocabularyLoss(tokens)
-    if model.lm_head is None:
-        return [embedding]
-    model.lm_head.weight = piece(model.lm_head.weight, axis, 0)
-    return [embedding, model.lm_head]
+    return found
 
 
 class WordsOfEmbedding(nn.Module):

@@ -8,6 +8,7 @@ neighbours, so experts are first split over `expert` ranks and what is left is s
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Literal
 
 from ling.config import ModelConfig
@@ -98,8 +99,6 @@ def plan_layout(parallel: ParallelConfig, model: ModelConfig, ranks: int, sequen
 
     Raises ConfigError for sizes that do not fit each other, the network or the ranks, with those that do.
     """
-    if parallel.pipeline != 1:
-        raise ConfigError(f"parallel.pipeline {parallel.pipeline} can be planned but not run yet; use 1")
     sizes = _fill(parallel, ranks)
     shards = sizes["data_parallel_shard"] * sizes["context"] * sizes["tensor"]
     expert = parallel.expert or expert_sizes(model, shards)[-1]
@@ -152,6 +151,13 @@ def check_layout(model: ModelConfig, layout: Layout, sequence_length: int) -> No
             f"parallel.pipeline {layout.pipeline} is more than the {model.num_hidden_layers} layers; "
             f"use 1 to {model.num_hidden_layers}"
         )
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """Cut main layers into runs of one length, the first ones longer by a layer if need be."""
+    each, more = divmod(layers, stages)
+    starts = [stage * each + min(stage, more) for stage in range(stages + 1)]
+    return [range(start, end) for start, end in pairwise(starts)]
 
 
 def _has_experts(model: ModelConfig) -> bool:

@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 from ling.config import ModelConfig
-from ling.scaling.layout import Layout
+from ling.scaling.layout import Layout, stage_layers
 from ling.scaling.parameters import count_attention, count_parameters
 
 Kind = Literal["embedding", "dense", "sparse", "mtp", "head"]
@@ -96,15 +96,14 @@ def split_into_stages(model: ModelConfig, layout: Layout) -> list[Stage]:
     k = model.first_k_dense_replace
     dense, sparse, mtp = (block_unit(model, layer).on_rank(layout) for layer in (0, k, L))
     blocks = [*[dense] * k, *[sparse] * (L - k)]
-    ends = [L * (s + 1) // p + (L * (s + 1) % p > 0) for s in range(p)]
     stages = []
-    for s, (start, end) in enumerate(zip([0, *ends[:-1]], ends)):
+    for s, run in enumerate(stage_layers(L, p)):
         last = s == p - 1
         ahead = (mtp,) * (model.num_nextn_predict_layers if last else 0)
         copied = last and p > 1 and (bool(ahead) or model.tie_word_embeddings)
         embedding = embedding_unit(model).on_rank(layout) if s == 0 or copied else None
         head = head_unit(model).on_rank(layout) if last else None
-        stages.append(Stage(s, embedding, tuple(blocks[start:end]), ahead, head, copied))
+        stages.append(Stage(s, embedding, tuple(blocks[run.start : run.stop]), ahead, head, copied))
     assert sum(u.total for stage in stages for u in stage.blocks) > 0, stages
     if layout.gpus == 1:
         total = sum(unit.total for unit in stages[0].units)

@@ -115,6 +115,15 @@ class RankPool:
         return Path(self._directory.name) / f"stacks_{rank}"
 
 
+def _forget_meshes() -> None:
+    """Empty what torch keeps of tensors on meshes: the next task's look alike, but their groups have other names."""
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    _redistribute._gen_transform_infos.cache_clear()
+
+
 def _serve(rank: int, connection: Connection, stacks: str) -> None:
     import torch
     import torch.distributed as dist
@@ -136,6 +145,7 @@ def _serve(rank: int, connection: Connection, stacks: str) -> None:
                 answer = pickle.dumps((True, getattr(importlib.import_module(module), name)(*arguments)))
                 dist.barrier()
                 dist.destroy_process_group()
+                _forget_meshes()
             except BaseException:
                 answer = pickle.dumps((False, traceback.format_exc()))
             connection.send_bytes(answer)

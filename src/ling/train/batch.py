@@ -52,8 +52,8 @@ class TrainBatch:
         share = ranks.share(self.attention, len(self.tokens))
         here = share.tokens
         return TrainBatch(
-            self.tokens[here], self.positions[share.positions], self.labels[here], self.mtp_labels[:, here],
-            share.batch, share.token_runs,
+            self.tokens[here], self.positions[share.positions], ranks.share_labels(self.labels[here]),
+            ranks.share_labels(self.mtp_labels[:, here]), share.batch, share.token_runs,
         )  # fmt: skip
 
 

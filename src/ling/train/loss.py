@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ling.config import ModelConfig
 from ling.model import CausalLM, ModelOutput
 from ling.ops.cross_entropy import IGNORE
 from ling.parallel.ranks import Ranks
@@ -40,7 +41,7 @@ class LossCounts(NamedTuple):
     def summed(self, ranks: Ranks) -> "LossCounts":
         """Return the counts of all ranks' microbatches together."""
         main, *mtp, tokens = ranks.sum_integers([self.main, *self.mtp, self.tokens])
-        return LossCounts(main, tuple(mtp), tokens)
+        return LossCounts(main, tuple(mtp), tokens // ranks.stage.count)  # each stage has all tokens
 
 
 class Losses(NamedTuple):
@@ -54,7 +55,7 @@ class Losses(NamedTuple):
     mtp_correct_fraction: tuple[Tensor, ...]
     """Per depth, share of slots whose most likely token is right: bounds what greedy drafting can gain."""
     z_loss: Tensor
-    """() mean squared log-sum-exp, averaged over layers, without its weight."""
+    """() mean squared log-sum-exp, averaged over the sparse layers of the whole model, without its weight."""
     num_learnt: Tensor
     """() slots that count in `main`."""
 
@@ -93,18 +94,26 @@ def compute_loss(
     main_loss = total.detach()
     if losses:
         total = total + model.config.mtp_loss_scaling_factor * torch.stack(losses).sum()
+    missing = [torch.zeros_like(main_loss)] * (len(mtp_labels) - len(losses))
     tokens = len(labels) if counts is None else counts.tokens
+    whole = max(1, len(sparse_layers(model.config, len(mtp_labels))))
     z_losses = [routing.logits.logsumexp(1).square().sum() / tokens for routing in output.routings.values()]
     if router_z_loss and z_losses:
         total = total + router_z_loss * torch.stack(z_losses).sum()
     return Losses(
         total=total,
         main=main_loss,
-        mtp=tuple(loss.detach() for loss in losses),
-        mtp_correct_fraction=tuple(correct),
-        z_loss=torch.stack(z_losses).mean().detach() if z_losses else torch.zeros(()),
+        mtp=tuple(loss.detach() for loss in [*losses, *missing]),
+        mtp_correct_fraction=(*correct, *missing),
+        z_loss=torch.stack(z_losses).sum().detach() / whole if z_losses else torch.zeros_like(main_loss),
         num_learnt=num_learnt,
     )
+
+
+def sparse_layers(config: ModelConfig, mtp_depth: int) -> list[int]:
+    """Return the stored layers with routers that run when `mtp_depth` MTP layers do, on this rank or another."""
+    mtp = range(config.num_hidden_layers, config.num_hidden_layers + mtp_depth)
+    return [*(layer for layer in range(config.num_hidden_layers) if config.is_moe(layer)), *mtp]
 
 
 def add_losses(parts: Sequence[Losses]) -> Losses:

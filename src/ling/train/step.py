@@ -1,6 +1,6 @@
 """One optimizer update."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from ling.optim.schedule import lr_at
 from ling.optim.spikes import SpikeGuard
 from ling.parallel.ranks import Ranks
 from ling.train.batch import TrainBatch
-from ling.train.loss import LossCounts, Losses, add_losses, compute_loss
+from ling.train.loss import LossCounts, Losses, add_losses, compute_loss, sparse_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +63,33 @@ def train_step(
     if ranks is not None:
         batches = [batch.shared(ranks) for batch in batches]
         whole = LossCounts.of(batches).summed(ranks)
-    for batch in batches:
+    for i, is_backward in _passes(len(batches), ranks):
+        batch = batches[i]
+        if is_backward:
+            if ranks is not None:
+                ranks.turn_to(batch.token_runs)
+            parts[i].total.backward()
+            parts[i] = parts[i]._replace(total=parts[i].total.detach())
+            continue
         if ranks is None:
             output = model(batch.tokens, batch.positions, batch.attention)
         else:
             output = ranks.run(model, batch.tokens, batch.positions, batch.attention, batch.token_runs)
-        part = compute_loss(
-            model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss, counts=whole
+        parts.append(
+            compute_loss(model, output, batch.labels, batch.mtp_labels, router_z_loss=optim.router_z_loss, counts=whole)
         )
-        part.total.backward()
-        parts.append(part._replace(total=part.total.detach()))
         for layer, routing in output.routings.items():
             counts[layer] = counts[layer] + routing.counts if layer in counts else routing.counts
+        del output  # its activations are to go as soon as backward has used them
     losses = add_losses(parts)
     if ranks is None:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_grad_norm or torch.inf)
     else:
-        losses, counts = losses.summed(ranks), ranks.sum_counts(counts)
-        norm = ranks.clip_grad_norm_(model.parameters(), optim.clip_grad_norm)
+        layers = sparse_layers(model.config, len(whole.mtp))
+        losses, counts = losses.summed(ranks), ranks.sum_counts(counts, layers, model.config.num_experts)
+        ranks.stage.add_up_copies(model)
+        norm = ranks.clip_grad_norm_(model, optim.clip_grad_norm)
+        ranks.stage.finish()
     guard = guard or SpikeGuard(optim.skip)
     skipped = guard.reason_to_skip(step, losses.total.item(), norm.item(), optim.lr) is not None
     lr = lr_at(step, optim, recipe.train.steps)
@@ -90,3 +99,10 @@ def train_step(
         update_expert_biases(model, counts, optim.expert_bias_update_rate, frozen_biases)
     optimizer.zero_grad(set_to_none=True)
     return StepResult(losses, norm, counts, lr, whole.tokens, skipped)
+
+
+def _passes(microbatches: int, ranks: Ranks | None) -> Iterable[tuple[int, bool]]:
+    """Return (microbatch, whether it is its backward) in order: with one stage, each microbatch forth and back."""
+    if ranks is not None:
+        return ranks.stage.passes(microbatches)
+    return [(i, is_backward) for i in range(microbatches) for is_backward in (False, True)]

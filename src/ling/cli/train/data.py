@@ -21,7 +21,7 @@ from ling.eval.bits_per_byte import bits_per_byte
 from ling.eval.tasks import run_task
 from ling.finetune.prepare import prepare as prepare_conversations
 from ling.finetune.sequences import ChatSequences
-from ling.model import CausalLM
+from ling.model import CausalLM, PackedBatch
 from ling.optim.batch_ramp import BatchRamp
 from ling.tokenizer import Tokenizer
 from ling.train.batch import TrainBatch, build_batch
@@ -158,7 +158,7 @@ def heldout_loss(model: CausalLM, batches: Sequence[TrainBatch]) -> float:
     device = model.model.norm.weight.device
     counts, parts = LossCounts.of(batches), []
     for batch in (batch.to(device) for batch in batches):
-        output = model(batch.tokens, batch.positions, batch.attention)
+        output = model(batch.tokens, batch.positions, PackedBatch(batch.attention.rows))
         parts.append(compute_loss(model, output, batch.labels, batch.mtp_labels, counts=counts))
     return float(add_losses(parts).main)
 

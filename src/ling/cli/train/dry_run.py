@@ -8,7 +8,7 @@ from ling.config.parallel import AXES
 from ling.config.recipe import Recipe, recipe_diff
 from ling.scaling.activations import Workload
 from ling.scaling.flops import count_flops
-from ling.scaling.layout import Layout, plan_layout
+from ling.scaling.layout import Layout, plan_layout, stage_layers
 from ling.scaling.memory import plan_memory
 from ling.scaling.parameters import count_parameters
 from ling.scaling.precision import PRECISIONS
@@ -60,12 +60,15 @@ def _workload(recipe: Recipe, layout: Layout) -> tuple[Workload, int]:
 
 
 def _ranks(recipe: Recipe, layout: Layout) -> list[str]:
-    """Return a line for each rank: its share of the data, of the experts, of the tokens."""
+    """Return a line for each rank: its share of the data, layers, experts and tokens."""
     if layout.gpus == 1:
         return []
-    lines = []
+    lines, stages = [], stage_layers(recipe.model.num_hidden_layers, layout.pipeline)
     for rank in range(min(layout.gpus, _MOST_RANKS)):
         parts = [f"data {layout.data_rank(rank)} of {layout.data_parallel}"]
+        if layout.pipeline > 1:
+            run = stages[rank // layout.stage_ranks]
+            parts.append(f"layers {run.start} to {run.stop - 1}")
         if layout.expert > 1:
             each = recipe.model.num_experts // layout.expert
             first = rank % layout.expert * each
