@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ling.cli.train.data import heldout_loss
+from ling.config.model import DType
 from ling.config.parallel import ParallelConfig
 from ling.config.recipe import Recipe
 from ling.config.training import OptimConfig, TrainConfig
@@ -21,7 +22,7 @@ from ling.engine.scoring import negative_log_likelihoods as score
 from ling.model import CausalLM
 from ling.optim.build import build_optimizer
 from ling.parallel.ranks import Ranks
-from ling.parallel.shard import parallelize
+from ling.parallel.shard import parallelize, policy_of
 from ling.scaling.layout import plan_layout
 from ling.testing.models import tiny_config, tiny_model
 from ling.train.batch import TrainBatch, build_batch
@@ -55,8 +56,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "hsdp2xcp2xep2": (4, {"data_parallel_replicate": 2, "context": 2, "expert": 2}),
 }
 """By name: ranks, and what is set in the section `parallel`."""
-DEEP: dict[str, tuple[int, dict[str, int]]] = {"pp4": (4, {"pipeline": 4})}
-"""Those that need more layers than the usual model has."""
+OTHERS: dict[str, tuple[int, dict[str, int]]] = {"pp4": (4, {"pipeline": 4}), "one": (1, {})}
+"""Not for the usual model, which has too few layers; and a single rank that is laid out as many are."""
 CONTAINED = ("fsdp2", "hsdp2x2", "ep2", "hsdp2xep2", "cp2", "tp2", "hsdp2xtp2", "pp2", "pp2xfsdp2", "pp2xhsdp2")
 """Those whose parts other layouts have, on as many ranks or more."""
 
@@ -116,6 +117,7 @@ def train(
     mtp_depth: int = 1,
     changes: Mapping[str, Any] | None = None,
     frozen: Sequence[str] = (),
+    precision: DType = "float32",
 ) -> Trained:
     """Train for five steps: on the ranks of a layout, or (None) in this process alone; `changes` of the network."""
     recipe = recipe_for(mtp_depth)
@@ -125,10 +127,10 @@ def train(
     model: CausalLM = tiny_model(**mtp, **(changes or {}))
     ranks = None
     if layout is not None:
-        world_size, sizes = (LAYOUTS | DEEP)[layout]
+        world_size, sizes = (LAYOUTS | OTHERS)[layout]
         parallel = ParallelConfig(recompute=recompute, **sizes)  # type: ignore[arg-type]
         ranks = Ranks(plan_layout(parallel, recipe.model, world_size, 16))
-        model = parallelize(model, ranks)
+        model = parallelize(model, ranks, policy_of(precision))
     optimizer = build_optimizer(model, recipe.optim)
     gradients: dict[str, Tensor] = {}
 
@@ -161,6 +163,26 @@ def one_measurement(layout: str | None) -> list[float]:
     return [loss, *(float(n) for nats in score(model, _units(0, True)[0]) for n in nats)]
 
 
+def what_is_computed(layout: str) -> dict[str, Any]:
+    """Run a sparse layer's router with bfloat16 weights around it; return what its logits were, and were made of."""
+    recipe, model = recipe_for(1), tiny_model(num_nextn_predict_layers=1)
+    gate = model.model.layers[2].mlp.gate.weight.detach().clone()
+    world_size, sizes = (LAYOUTS | OTHERS)[layout]
+    ranks = Ranks(plan_layout(ParallelConfig(**sizes), recipe.model, world_size, 16))
+    parallelize(model, ranks, policy_of("bfloat16"))
+    stored = {p.dtype for p in model.parameters()}
+    seen: list[Tensor] = []
+    model.model.layers[2].post_attention_layernorm.register_forward_hook(lambda *found: seen.append(found[2].detach()))
+    (batch,) = (b.shared(ranks) for b in batches_of(0, True, 1, ranks.data_rank, ranks.data_size, 1))
+    output = ranks.run(model, batch.tokens, batch.positions, batch.attention, batch.token_runs)
+    logits = output.routings[2].logits
+    return {
+        "hidden": output.hidden.dtype, "stream": seen[0].dtype, "logits": logits.detach(),
+        "exact": seen[0].float() @ gate.t(), "rounded": seen[0].float() @ gate.bfloat16().float().t(),
+        "stored": stored,
+    }  # fmt: skip
+
+
 def whole(tensor: Tensor) -> Tensor:
     """Return a copy of all of a tensor, gathered from the ranks."""
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -170,7 +192,7 @@ def whole(tensor: Tensor) -> Tensor:
 def train_and_keep_stages(layout: str, *arguments: Any) -> Trained | None:
     """Train; the first rank of each pipeline stage returns what its stage has."""
     trained = train(layout, *arguments)
-    world_size, sizes = (LAYOUTS | DEEP)[layout]
+    world_size, sizes = (LAYOUTS | OTHERS)[layout]
     return None if torch.distributed.get_rank() % (world_size // sizes.get("pipeline", 1)) else trained
 
 

@@ -3,12 +3,14 @@
 import json
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from ling.checkpoint.dcp import DcpSource
 from ling.config.recipe import Recipe, load_recipe
 from ling.errors import CheckpointError, TrainingError
 from ling.train.averaging import SnapshotMean, is_snapshot_step
@@ -177,6 +179,41 @@ def test_the_newest_checkpoints_stay_beyond_a_million_steps(tmp_path: Path) -> N
     assert [p.name for p in list_checkpoints(training.checkpoints)] == ["step_1000000", "step_1000001"]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path) -> None:
+    went_on = threading.Event()
+    waited: list[bool] = []
+
+    def finish(directory: Path) -> None:
+        if directory.name.startswith(".step_000005"):
+            waited.append(went_on.wait(timeout=60))
+
+    training = Training(recipe("train.average_last=0"), tmp_path, read_batches, finish)
+    for report in training.run():
+        if report.step == 7:
+            assert list_checkpoints(training.checkpoints) == []
+            went_on.set()
+    assert waited == [True]
+    assert [p.name for p in list_checkpoints(training.checkpoints)] == ["step_000010", "step_000012"]
+    plain = Training(recipe("run.save_in_background=false", "run.keep_checkpoints=3"), tmp_path / "plain", read_batches)
+    list(plain.run())
+    for name in ("step_000010", "step_000012"):
+        mine, other = (DcpSource(t.checkpoints / name) for t in (training, plain))
+        assert mine.facts()["step"] == other.facts()["step"]
+        for tensor in mine.tensors:
+            assert torch.equal(mine.read(tensor), other.read(tensor)), (name, tensor)
+
+
+def test_what_stops_a_checkpoint_in_the_background_stops_the_run_and_leaves_the_one_before(tmp_path: Path) -> None:
+    def finish(directory: Path) -> None:
+        if directory.name.startswith(".step_000010"):
+            raise OSError(28, "No space left on device")
+
+    training = Training(recipe("train.checkpoint_every=5"), tmp_path, read_batches, finish)
+    with pytest.raises(CheckpointError, match="step_000010: No space left on device; nothing was left there"):
+        list(training.run())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000005"]
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
     with pytest.raises(CheckpointError, match="the checkpoint is of another model"):
@@ -191,14 +228,13 @@ def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path, caplo
 
 
 def test_the_time_of_checkpoints_counts_also_after_resuming(tmp_path: Path) -> None:
-    limited = recipe("train.max_minutes=0.005", "train.checkpoint_every=1")  # 300 ms
+    limited = recipe("train.max_minutes=0.01", "train.checkpoint_every=1", "run.save_in_background=false")  # 600 ms
     training = Training(limited, tmp_path, read_batches, finish=lambda directory: time.sleep(0.35))
-    assert len(list(training.run())) == 1
-    assert training.seconds > 0.35
+    assert len(list(training.run())) == 2
+    assert training.seconds > 0.7
     resumed = Training(limited, tmp_path, read_batches)
-    assert resumed.resume() == 1
-    assert resumed.seconds > 0.35
-    assert list(resumed.run()) == []
+    assert resumed.resume() == 2
+    assert resumed.seconds > 0.35  # the last one's own time is not in it
 
 
 def test_the_last_snapshots_are_averaged(tmp_path: Path) -> None:

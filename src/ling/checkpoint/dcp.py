@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint import (
     CheckpointException,
     DefaultLoadPlanner,
@@ -48,6 +49,7 @@ def save_dcp(
     overwrite: bool = False,
     finish: Callable[[Path], None] | None = None,
     together: bool = False,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Write a training checkpoint; the directory appears whole or not at all.
 
@@ -55,10 +57,11 @@ def save_dcp(
     facts    JSON values
     finish   is called with the directory before it appears, to add files; on the first rank only
     together all ranks call this at once, each with the parts it holds; they see one file system
+    group    of all ranks, over which they talk; None: the default one
     """
     assert all(isinstance(t, Tensor) for t in tensors.values()), [k for k, v in tensors.items() if v is None]
-    with directory_of_all(directory, overwrite=overwrite, together=together) as (partial, is_first):
-        save_tensors(partial, tensors, DefaultSavePlanner(), together=together)
+    with directory_of_all(directory, overwrite=overwrite, together=together, group=group) as (partial, is_first):
+        save_tensors(partial, tensors, DefaultSavePlanner(), together=together, group=group)
         if not is_first:
             return
         (partial / FACTS_NAME).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -67,7 +70,12 @@ def save_dcp(
 
 
 def save_tensors(
-    directory: Path, tensors: Mapping[str, Tensor], planner: SavePlanner, *, together: bool = False
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    planner: SavePlanner,
+    *,
+    together: bool = False,
+    group: ProcessGroup | None = None,
 ) -> None:
     """Write tensors and their metadata into an existing directory; OSError if the disk refuses."""
     try:
@@ -76,6 +84,7 @@ def save_tensors(
             dict(tensors),
             storage_writer=FileSystemWriter(directory),
             planner=planner,
+            process_group=group,
             no_dist=not together,
         )
     except CheckpointException as error:

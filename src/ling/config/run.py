@@ -21,6 +21,8 @@ class RunConfig:
     """CPU threads of torch; 0: as torch decides. One thread gives the same bits on any number of cores."""
     keep_checkpoints: int = 2
     """Newest resumable checkpoints that are kept."""
+    save_in_background: bool = True
+    """Whether training goes on while a checkpoint is written, from a copy of the state in host memory."""
     keep_every: int = 0
     """Steps between checkpoints that are kept for good, for `ling merge` among others; 0: none."""
     export_every: int = 0

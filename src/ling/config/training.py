@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ling.config.fields import check_fields, shown
+from ling.config.model import DType
 from ling.config.optimizer import BatchRampConfig, MuonConfig, SkipConfig, read_multiplier
 from ling.errors import ConfigError
 
@@ -142,6 +143,9 @@ class TrainConfig:
     """Sequences of a microbatch, which go through the network together."""
     global_batch_size: int = 8
     """Sequences of a step: a whole number of microbatches."""
+    precision: DType = "float32"
+    """What products are computed in. With bfloat16, weights, moments, routers, and gradients where they are added up,
+    stay float32; a block's weights are rounded when it runs."""
     checkpoint_every: int = 500
     """Steps between resumable checkpoints."""
     average_last: int = 8

@@ -50,15 +50,22 @@ def speaks() -> bool:
 
 
 @contextmanager
-def join_processes(device: str = "cpu", *, timeout_minutes: float = 30.0) -> Iterator[Process]:
+def join_processes(device: str = "cpu", *, timeout_minutes: float = 30.0, as_group: bool = False) -> Iterator[Process]:
     """Meet the processes that torchrun started with this one, and part at the end; alone without torchrun.
 
     device           cpu (gloo) or cuda (NCCL, and gloo for tensors on the host)
     timeout_minutes  how long one waits for the others in any exchange before it gives up
+    as_group         whether a process that is alone makes up a group, too
     Raises ConfigError if torchrun's environment is incomplete or there are fewer GPUs than processes on this machine.
     """
     if "WORLD_SIZE" not in os.environ:
-        yield Process(0, 1, torch.device(device))
+        if as_group:
+            dist.init_process_group(_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            yield Process(0, 1, torch.device(device))
+        finally:
+            if as_group:
+                dist.destroy_process_group()
         return
     if missing := [name for name in _FROM_TORCHRUN if not os.environ.get(name)]:
         raise ConfigError(f"WORLD_SIZE is set but {missing[0]} is not; start with torchrun, or unset WORLD_SIZE")
@@ -72,12 +79,15 @@ def join_processes(device: str = "cpu", *, timeout_minutes: float = 30.0) -> Ite
             )
         here = torch.device("cuda", local)
         torch.cuda.set_device(here)
-    backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(minutes=timeout_minutes))
+    dist.init_process_group(_backend(here.type), timeout=datetime.timedelta(minutes=timeout_minutes))
     try:
         yield Process(rank, size, here)
     finally:
         dist.destroy_process_group()
+
+
+def _backend(device: str) -> str:
+    return "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
 
 
 def _integer(name: str) -> int:

@@ -15,7 +15,8 @@ class Runner:
         self.model = model
         embedding = model.model.word_embeddings.weight
         self.device = embedding.device
-        self.cache = KVCache(model.config, slots, max_tokens, embedding.dtype, self.device)
+        dtype = model.computes_in or embedding.dtype
+        self.cache = KVCache(model.config, slots, max_tokens, dtype, self.device)
 
     @torch.inference_mode()
     def forward(self, sequences: list[Sequence], new: list[list[int]]) -> Tensor:

@@ -32,6 +32,10 @@ class Router(PinnedDtype):
         bias = torch.zeros(model.num_experts, dtype=torch.float32) if model.moe_router_enable_expert_bias else None
         self.register_buffer("expert_bias", bias)
 
+    def forward(self, use: Callable[[Tensor, Tensor, Tensor | None], T], x: Tensor) -> T:
+        """Call `use` with x, weight and bias; through the module's call, as `Experts.forward`."""
+        return use(x, self.weight, self.expert_bias)
+
 
 class Experts(PinnedDtype):
     """Routed experts, stacked: `gate_up_proj` (E, 2F, H), gate rows first, and `down_proj` (E, H, F)."""
@@ -92,8 +96,11 @@ class SparseMoe(nn.Module):
         shared = None if self.shared_experts is None else self.shared_experts.quantities()
 
         def apply(x: Tensor, gate_up: Weight, down: Weight) -> tuple[Tensor, Routing]:
-            weights = MoeWeights(self.gate.weight, self.gate.expert_bias, gate_up, down, shared)
-            return moe_layer(x, weights, self.rule, self.mix)
+            def apply_routed(x: Tensor, gate: Tensor, bias: Tensor | None) -> tuple[Tensor, Routing]:
+                return moe_layer(x, MoeWeights(gate, bias, gate_up, down, shared), self.rule, self.mix)
+
+            routed: tuple[Tensor, Routing] = self.gate(apply_routed, x)
+            return routed
 
         output: tuple[Tensor, Routing] = self.experts(apply, x)
         return output

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ling.config import ModelConfig
@@ -97,6 +98,8 @@ class CausalLM(nn.Module):
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size)
         self.score: Callable[[Tensor, Tensor, Tensor], CrossEntropy] = linear_cross_entropy
         """Scores hidden states with the head's weight and labels; replaced where the vocabulary is shared out."""
+        self.computes_in: torch.dtype | None = None
+        """What activations are; None: what the weights are."""
         self.elsewhere: tuple[str, ...] = ()
         """Names of parameters and expert biases that other processes hold in place of this one."""
 

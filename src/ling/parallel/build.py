@@ -5,18 +5,24 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from ling.config import ModelConfig
+from ling.config.model import DType
 from ling.model import CausalLM
 from ling.model.init import initial_values
 from ling.parallel.ranks import Ranks
-from ling.parallel.shard import parallelize
+from ling.parallel.shard import parallelize, policy_of
 
 
 @torch.no_grad()
-def build_model(config: ModelConfig, ranks: Ranks, generator: torch.Generator) -> CausalLM:
-    """Return this rank's part of a model with new weights: those that `init_weights` gives one process."""
+def build_model(
+    config: ModelConfig, ranks: Ranks, generator: torch.Generator, precision: DType = "float32"
+) -> CausalLM:
+    """Return this rank's part of a model with new float32 weights: those that `init_weights` gives one process.
+
+    precision  what is computed with them
+    """
     with torch.device("meta"):
         whole, model = CausalLM(config), CausalLM(config)
-    parallelize(model, ranks).to_empty(device=ranks.device)
+    parallelize(model, ranks, policy_of(precision)).to_empty(device=ranks.device)
     state = model.state_dict()
     for name, value in initial_values(whole, generator):
         if name in state:  # else another stage has it

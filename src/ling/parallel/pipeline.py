@@ -118,14 +118,11 @@ class Stage:
         return tensor
 
 
-def cut(model: CausalLM, stage: Stage, dtype: torch.dtype | None = None) -> None:
-    """Leave of `model` what a stage has, in place. What stays keeps its names; `model.elsewhere` has the others'.
-
-    dtype  of the residual stream; None: that of the weights
-    """
+def cut(model: CausalLM, stage: Stage) -> None:
+    """Leave of `model` what a stage has, in place. What stays keeps its names; `model.elsewhere` has the others'."""
     config, inner = model.config, model.model
     everything = _names(model)
-    stream = dtype or inner.layers[0].get_parameter("input_layernorm.weight").dtype
+    stream = model.computes_in or inner.layers[0].get_parameter("input_layernorm.weight").dtype
     mine = stage_layers(config.num_hidden_layers, stage.count)[stage.index]
     for layer in range(config.num_stored_layers):
         if layer not in mine and not (stage.is_last and layer >= config.num_hidden_layers):

@@ -8,13 +8,16 @@
 Names of parameters stay what they are, so a checkpoint knows nothing of the layout it was written by.
 """
 
+import dataclasses
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
+from ling.config.model import DType
 from ling.model import CausalLM
 from ling.model.block import Block
 from ling.model.moe import SparseMoe
@@ -34,8 +37,9 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
 
     All ranks call this at once, with the same weights or without memory for any.
     """
+    model.computes_in = None if policy is None else policy.param_dtype
     if ranks.stage.count > 1:
-        cut(model, ranks.stage, None if policy is None else policy.param_dtype)
+        cut(model, ranks.stage)
     if ranks.dense is not None and ranks.sparse is not None:
         for block in model.model.layers:
             if isinstance(block, Elsewhere):
@@ -44,6 +48,9 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
                 assert isinstance(block, Block), type(block)
                 pieces = split_block(block, ranks.split["tensor"], ranks.token_runs)
                 _shard_pieces(pieces, ranks.split, policy)
+            if policy is not None and isinstance(block.mlp, SparseMoe):  # routers are never rounded
+                exact = dataclasses.replace(policy, param_dtype=None, cast_forward_inputs=False)
+                _shard(block.mlp.gate, _axes(ranks.dense, "replicate", "shard"), exact)
             if ranks.layout.expert > 1 and isinstance(block.mlp, SparseMoe):
                 _share_out_experts(block.mlp, ranks.sparse, policy)
             _shard(block, _axes(ranks.dense, "replicate", "shard"), policy)
@@ -61,6 +68,13 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
     if ranks.layout.recompute == "selective":
         recompute_experts(model)
     return model
+
+
+def policy_of(precision: DType) -> MixedPrecisionPolicy | None:
+    """Return how weights are gathered to be computed with in `precision`; gradients are added up in float32."""
+    if precision == "float32":
+        return None
+    return MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
 
 
 def _share_out_experts(moe: SparseMoe, mesh: DeviceMesh, policy: MixedPrecisionPolicy | None) -> None:

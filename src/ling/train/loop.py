@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ling.checkpoint.background import BackgroundSaver
 from ling.checkpoint.dcp import DcpSource, save_dcp
 from ling.config import write_published
 from ling.config.recipe import Recipe, recipe_tree
@@ -119,6 +121,9 @@ class Training:
         self.device = model.model.norm.weight.device
         self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.shards)
         self.stopwatch = Stopwatch()
+        self._saver = BackgroundSaver(together=self.state.sharded)
+        self._saved_step: int | None = None
+        """Whose checkpoint this run has written, or begun to write, or found; None: there is none yet."""
         self._clock = 0.0
         """The first rank's seconds as of the last step, by which all ranks decide."""
 
@@ -145,6 +150,7 @@ class Training:
                     "files, or begin a new run from it with run.start_from"
                 )
             self.state.restore(source)
+            self._saved_step = self.state.step
             self._clock = read_fact(source, "seconds", float)
             self.stopwatch = Stopwatch(self._clock)
         if self.is_first:
@@ -160,44 +166,66 @@ class Training:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         metrics = self.metrics if self.is_first else os.devnull
-        with open(metrics, "a", encoding="utf-8") as log, stop_on_signal() as stop, self.stopwatch.running():
+        with (
+            open(metrics, "a", encoding="utf-8") as log, stop_on_signal() as stop, self.stopwatch.running(),
+            self._saver,
+        ):  # fmt: skip
             while self.state.step < self.recipe.train.steps and not self._out_of_time():
                 report = self._step()
                 log.write(_as_line(report))
                 if self.state.step % self.recipe.train.checkpoint_every == 0:
                     log.flush()
-                    self.save()
+                    self.save(in_background=self.recipe.run.save_in_background)
                 try:
                     yield report
                 except GeneratorExit:
-                    self.save()
+                    self.saved()
                     raise
                 if self._agree_to_stop(stop):
-                    self.save()
+                    self.saved()
                     stop.obey()
-        self.save()
+            self.saved()
         self._average()
 
     def saved(self) -> Path:
         """Return the checkpoint of the current step, which is written unless it is there."""
-        target = checkpoint_path(self.checkpoints, self.state.step)
-        return target if target.is_dir() else self.save()
+        self._saver.wait()
+        if self._saved_step != self.state.step:
+            return self.save()
+        return checkpoint_path(self.checkpoints, self.state.step)
 
-    def save(self) -> Path:
-        """Write a checkpoint of the current step, and forget older ones that `run` does not keep."""
-        target, run = checkpoint_path(self.checkpoints, self.state.step), self.recipe.run
-        self._save_to(target)
-        for old in list_checkpoints(self.checkpoints)[: -run.keep_checkpoints] if self.is_first else ():
-            if not run.keep_every or checkpoint_step(old) % run.keep_every:
-                shutil.rmtree(old, ignore_errors=True)
+    def save(self, *, in_background: bool = False) -> Path:
+        """Write a checkpoint of the current step, and forget older ones that `run` does not keep.
+
+        in_background  return at once; the directory appears when all of it is there. What stops it is raised by the
+                       next call, or when the run ends
+        """
+        target = checkpoint_path(self.checkpoints, self.state.step)
+        if in_background:
+            self._saver.save(target, self.state.tensors(), self._facts(), finish=self.finish, then=self._forget_old)
+        else:
+            self._saver.wait()
+            self._save_to(target)
+            self._forget_old()
+        self._saved_step = self.state.step
         return target
 
     def save_final(self, target: Path) -> None:
         """Write the finished (averaged) model as a checkpoint of its own."""
         self._save_to(target)
 
+    def _forget_old(self) -> None:
+        run = self.recipe.run
+        for old in list_checkpoints(self.checkpoints)[: -run.keep_checkpoints] if self.is_first else ():
+            if not run.keep_every or checkpoint_step(old) % run.keep_every:
+                shutil.rmtree(old, ignore_errors=True)
+
     def _save_to(self, target: Path) -> None:
-        facts = {
+        tensors, sharded = self.state.tensors(), self.state.sharded
+        save_dcp(target, tensors, self._facts(), overwrite=True, finish=self.finish, together=sharded)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
             **self.state.facts(),
             "seconds": self.seconds,
             "data": self.data,
@@ -205,8 +233,6 @@ class Training:
             "model": write_published(self.recipe.model),
             "recipe": recipe_tree(self.recipe),
         }
-        sharded = self.state.sharded
-        save_dcp(target, self.state.tensors(), facts, overwrite=True, finish=self.finish, together=sharded)
 
     def _step(self) -> StepReport:
         start = time.perf_counter()

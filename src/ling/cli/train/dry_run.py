@@ -25,7 +25,7 @@ def describe(recipe: Recipe, directory: Path) -> str:
     layout = plan_layout(recipe.parallel, recipe.model, ranks, train.sequence_length)
     work, tokens = _workload(recipe, layout)
     flops = count_flops(recipe.model, work.sequence_length)
-    memory = plan_memory(recipe.model, layout, work, PRECISIONS["float32"])
+    memory = plan_memory(recipe.model, layout, work, PRECISIONS[train.precision])
     changes = [f"  {key}: {after}  (default {before})" for key, (before, after) in recipe_diff(recipe).items()]
     begin = "new weights" if recipe.run.start_from is None else f"the weights of {recipe.run.start_from}"
     held = memory.resting.total
@@ -37,7 +37,7 @@ def describe(recipe: Recipe, directory: Path) -> str:
             f"steps:       {train.steps:,} of at most {tokens:,} tokens",
             f"FLOPs:       {flops.training:.3g} per token, {flops.training * tokens * train.steps:.3g} in all",
             f"memory:      {_gb(memory.peak.total)} per rank at the fullest moment ({memory.moment}), "
-            f"{_gb(held)} between steps; predicted, float32",
+            f"{_gb(held)} between steps; predicted, {train.precision}",
             f"layout:      {layout}" + (f", recompute {layout.recompute}" if layout.recompute != "none" else ""),
             *_ranks(recipe, layout),
             "differs from the defaults:",
