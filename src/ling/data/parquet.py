@@ -17,25 +17,37 @@ logger = logging.getLogger(__name__)
 _ROWS_AT_ONCE = 1024
 
 
-def read_rows(path: Path) -> Iterator[Record]:
-    """Read a table's rows in order, some of them at a time; places count rows from 1."""
+def library(what: Path | str) -> Any:
+    """Return pyarrow. Raises ConfigError that says what needs it."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ConfigError(f'{path}: parquet needs pyarrow; pip install "ling[parquet]"') from None
+        raise ConfigError(f'{what}: parquet needs pyarrow; pip install "ling[parquet]"') from None
+    return pyarrow
 
+
+def read_rows(path: Path, column: str | None = None) -> Iterator[Record]:
+    """Read a table's rows in order, some of them at a time; places count rows from 1.
+
+    column  the only one to read; None: all
+    Raises DataError, with the columns that there are, if it has no such one.
+    """
+    pyarrow = library(path)
     size, number = path.stat().st_size, 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
             rows = max(table.metadata.num_rows, 1)
-            if names := _structures(table.schema_arrow):
+            there = table.schema_arrow.names
+            if column is not None and column not in there:
+                raise DataError(f"{path.name} has no column {column!r}; it has {', '.join(there)}: choose with --key")
+            if column is None and (names := _structures(table.schema_arrow)):
                 logger.warning(
                     "%s: %s are structures, in which null and absent are the same: nulls are left out. "
                     "JSON text instead of structures keeps both apart",
                     path, ", ".join(names),
                 )  # fmt: skip
-            for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
+            for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=column and [column]):
                 for row in batch.to_pylist():
                     number += 1
                     yield Record(number, _without_nulls(row), size * number // rows)
