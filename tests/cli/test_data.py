@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
-from tests.hub.fake_hub import COMMIT, FakeHub, point_to, running
+from tests.hub.fake_hub import COMMIT, FakeHub, needs_kept_listings, point_to, running
 
 TEXTS = ["The capital of France is Paris. " * 20, "One and one are two.", "Ling learns quickly. " * 30]
 
@@ -84,6 +84,7 @@ def test_a_data_set_on_the_hub_becomes_the_same_tokens(ling: Any, hub: FakeHub, 
     assert f"sources: ['hf://owner/tiny@{COMMIT}/train.jsonl']" in ling("data", "info", tmp_path / "again").out
 
 
+@needs_kept_listings
 def test_sources_here_and_on_the_hub_go_together_and_offline(
     ling: Any, hub: FakeHub, source: Path, tmp_path: Path
 ) -> None:
@@ -105,11 +106,16 @@ def test_sources_here_and_on_the_hub_go_together_and_offline(
         ("hf://owner/none", "owner/none is no data set, or none that you may see"),
         ("hf://owner/tiny --split dev", "has no split 'dev'; it has test, train"),
         ("hf://owner/tiny --subset en", "has no subset 'en'; it has default"),
-        ("hf://owner/tiny --key body", "no text under the key 'body': it has 'text'"),
+        ("hf://owner/tiny --key body", "no text under the key 'body': the record has 'text'"),
         ("hf://owner/tiny@v1", "owner/tiny has no such revision"),
         ("hf://tiny", "is not a data set's name: that is hf://OWNER/NAME"),
-        ("hf://owner/tiny --offline", "is not in the hub's cache"),
+        pytest.param("hf://owner/tiny --offline", "is not in the hub's cache", marks=needs_kept_listings),
         ("owner/tiny", "there is no data file owner/tiny; a data set on Hugging Face is hf://owner/tiny"),
+        (
+            "https://huggingface.co/datasets/owner/tiny",
+            "addresses are not read; a data set on Hugging Face is hf://OWNER",
+        ),
+        ("owner/tiny.jsonl", "there is no data file owner/tiny.jsonl"),
         ("{tmp}/a.jsonl --split train", "--subset, --split and --offline are for data sets on the hub"),
     ],
 )

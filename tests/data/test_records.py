@@ -185,3 +185,16 @@ def test_one_column_of_parquet_is_read_alone_and_must_be_there(tmp_path: Path) -
     assert [record.raw for record in read_records(tmp_path / "a.parquet", "text")] == [{"text": "t"}, {}]
     with pytest.raises(DataError, match=r"a\.parquet has no column 'body'; it has text, id: choose with --key"):
         list(read_records(tmp_path / "a.parquet", "body"))
+    with pytest.raises(DataError, match=r"column 'id' of a\.parquet is int64, not text; of text it has text: choose"):
+        list(read_records(tmp_path / "a.parquet", "id"))
+
+
+def test_columns_of_text_are_known_in_all_their_encodings(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    plain = pyarrow.array(["t", None])
+    columns = {"plain": plain, "large": plain.cast(pyarrow.large_string()), "few": plain.dictionary_encode()}
+    parquet.write_table(pyarrow.table({**columns, "none": pyarrow.nulls(2)}), tmp_path / "a.parquet")
+    for name in columns:
+        assert [record.raw for record in read_records(tmp_path / "a.parquet", name)] == [{name: "t"}, {}]
+    assert [record.raw for record in read_records(tmp_path / "a.parquet", "none")] == [{}, {}]

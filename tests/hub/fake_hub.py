@@ -10,12 +10,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants, file_download
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONVERTED_COMMIT = "f" * 40
 LARGE = (".safetensors", "tokenizer.json", ".bin")
+
+
+needs_kept_listings = pytest.mark.skipif(
+    not hasattr(huggingface_hub, "get_cached_repo_tree"), reason="this huggingface_hub keeps no listing in its cache"
+)
 
 
 class FakeHub:

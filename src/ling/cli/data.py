@@ -94,6 +94,8 @@ def _find(sources: list[str], subset: str | None, split: str | None, *, offline:
     from ling.data.hub import PREFIX, fetch_texts
     from ling.data.prepare_tokens import find_texts
 
+    if address := next((source for source in sources if "://" in source and not source.startswith(PREFIX)), None):
+        raise ConfigError(f"{address}: addresses are not read; a data set on Hugging Face is {PREFIX}OWNER/NAME")
     here = {source: find_texts([Path(source)]) for source in sources if not source.startswith(PREFIX)}
     if len(here) == len(set(sources)) and (subset or split or offline):
         raise ConfigError(f"--subset, --split and --offline are for data sets on the hub, {PREFIX}OWNER/NAME")

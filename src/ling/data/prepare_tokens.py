@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ling.config.fields import shown
 from ling.data.records import SUFFIXES, TEXT_SUFFIXES, DamagedRecordError, Record, kind_of, read_records, read_text
 from ling.data.token_file import NAME, write_tokens
 from ling.data.workers import map_in_order
@@ -53,8 +54,7 @@ class Tokenize:
             value = record.raw if isinstance(record.raw, str) else record.parse()
             text = value if isinstance(value, str) else value.get(self.key) if isinstance(value, dict) else None
             if not isinstance(text, str):
-                there = f": it has {', '.join(map(repr, value))}"[:_MOST_CHARACTERS] if isinstance(value, dict) else ""
-                return f"no text under the key {self.key!r}{there}"
+                return f"no text under the key {self.key!r}: {_what_is_there(value, self.key)}"
             ids = self.tokenizer.encode(text, special=False)
         except DamagedRecordError as error:
             return f"damaged record: {error}"
@@ -86,7 +86,10 @@ def find_texts(sources: Sequence[Path]) -> list[Path]:
             if not files:
                 raise DataError(f"{source} holds no file that ends in {', '.join(known)}")
         elif not source.is_file():
-            hint = f"; a data set on Hugging Face is hf://{source}" if NAME_ON_HUB.fullmatch(str(source)) else ""
+            may_be_name = NAME_ON_HUB.fullmatch(str(source)) and kind_of(source) not in known
+            hint = (
+                f"; a data set on Hugging Face is hf://{source}" if may_be_name and not source.parent.is_dir() else ""
+            )
             raise DataError(f"there is no data file {source}{hint}")
         elif kind_of(source) not in known:
             raise DataError(f"{source} ends in none of {', '.join(known)}; convert it to jsonl")
@@ -123,9 +126,8 @@ def prepare_tokens(
             progress(min(chunk.end_bytes, total), total)
     prepared = Prepared(len(writer.lengths), sum(writer.lengths), dict(left_out))
     if not prepared.documents:
-        raise DataError(
-            f"there is no document in {', '.join(map(str, files[:3]))}; the first record: {first or 'none'}"
-        )
+        more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+        raise DataError(f"there is no document in {files[0]}{more}; the first record: {first or 'none'}")
     if left_out:
         logger.warning("%d records are left out; the first: %s", left_out.total(), first)
     facts = {
@@ -134,6 +136,14 @@ def prepare_tokens(
     }  # fmt: skip
     (directory / f"{NAME}.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return prepared
+
+
+def _what_is_there(value: object, key: str) -> str:
+    if not isinstance(value, dict):
+        return f"the record is {shown(value)}"
+    if value.get(key) is not None:
+        return f"it is {shown(value[key])}"
+    return f"the record has {', '.join(map(repr, value)) or 'nothing'}"[:_MOST_CHARACTERS]
 
 
 def _chunks(files: Sequence[Path], key: str) -> Iterator[Chunk]:

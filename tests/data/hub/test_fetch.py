@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
-from tests.hub.fake_hub import COMMIT, CONVERTED_COMMIT, FakeHub, point_to, running
+from tests.hub.fake_hub import COMMIT, CONVERTED_COMMIT, FakeHub, needs_kept_listings, point_to, running
 
 from ling.data.hub import fetch_texts
 from ling.errors import ConfigError, DataError
@@ -81,6 +81,7 @@ def test_a_download_that_breaks_goes_on_and_is_not_done_twice(hub: FakeHub, monk
     assert not hub.got("en/")
 
 
+@needs_kept_listings
 def test_the_cache_is_enough_offline_for_what_was_downloaded(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     found = fetch_texts(NAME)
     hub.requests.clear()
@@ -106,6 +107,7 @@ def test_an_old_client_says_that_it_cannot_do_without_a_network(hub: FakeHub, mo
         fetch_texts(NAME, offline=True)
 
 
+@needs_kept_listings
 def test_files_of_other_formats_are_taken_as_the_hub_converted_them(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
