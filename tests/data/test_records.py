@@ -1,5 +1,6 @@
 """Files as records: places are lines, damage stays inside its record."""
 
+import gzip
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.tokenizer.chats import json_value
 
-from ling.data.records import DamagedRecordError, read_records
+from ling.data.records import DamagedRecordError, kind_of, read_records
 from ling.errors import ConfigError, DataError
 
 
@@ -136,3 +137,64 @@ def test_keys_that_parquet_fills_up_with_nulls_are_taken_away_again(
     assert [messages[0]["tool_calls"][0]["arguments"] for messages in found] == [{"x": 1}, {"y": [{}]}]
     assert found[0][1] == {"role": "user"}
     assert "messages.tool_calls.arguments are structures" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}\n\n{"a": 2}\n', b'[{"a": 1},\n\n {"a": 2}]'])
+def test_packed_files_are_read_as_what_is_in_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "a.json").write_bytes(content)
+    assert parsed(tmp_path / "a.json.gz") == parsed(tmp_path / "a.json")
+    assert [place for place, _ in parsed(tmp_path / "a.json.gz")] == [1, 3]
+
+
+def test_progress_through_a_packed_file_is_counted_in_its_own_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000))
+    ends = [record.end_bytes for record in read_records(tmp_path / "a.jsonl.gz")]
+    assert ends == sorted(ends)
+    assert ends[-1] == (tmp_path / "a.jsonl.gz").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b'{"a": 1}\n' * 999)[:-9], r"cannot read .*a\.jsonl\.gz: Compressed file ended before"),
+        (b'{"a": 1}', r"cannot read .*a\.jsonl\.gz: Not a gzipped file"),
+        (gzip.compress(b"")[:10] + b"\xff" * 20, r"cannot read .*a\.jsonl\.gz: Error -3"),
+    ],
+)
+def test_a_packed_file_that_is_damaged_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        parsed(tmp_path / "a.jsonl.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.JSONL", ".jsonl"), ("a.json.gz", ".json"), ("a.b.txt.GZ", ".txt"), ("a.gz", ".gz"), ("a.csv.gz", ".gz"),
+     ("a.parquet.gz", ".gz"), ("a/b.parquet", ".parquet"), ("a", "")],
+)  # fmt: skip
+def test_a_name_tells_what_is_inside(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+def test_one_column_of_parquet_is_read_alone_and_must_be_there(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    rows = [{"text": "t", "id": 3}, {"text": None, "id": 4}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [record.raw for record in read_records(tmp_path / "a.parquet", "text")] == [{"text": "t"}, {}]
+    with pytest.raises(DataError, match=r"a\.parquet has no column 'body'; it has text, id: choose with --key"):
+        list(read_records(tmp_path / "a.parquet", "body"))
+    with pytest.raises(DataError, match=r"column 'id' of a\.parquet is int64, not text; of text it has text: choose"):
+        list(read_records(tmp_path / "a.parquet", "id"))
+
+
+def test_columns_of_text_are_known_in_all_their_encodings(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    plain = pyarrow.array(["t", None])
+    columns = {"plain": plain, "large": plain.cast(pyarrow.large_string()), "few": plain.dictionary_encode()}
+    parquet.write_table(pyarrow.table({**columns, "none": pyarrow.nulls(2)}), tmp_path / "a.parquet")
+    for name in columns:
+        assert [record.raw for record in read_records(tmp_path / "a.parquet", name)] == [{name: "t"}, {}]
+    assert [record.raw for record in read_records(tmp_path / "a.parquet", "none")] == [{}, {}]

@@ -113,10 +113,10 @@ def test_a_damaged_dataset_info_is_one_line(tmp_path: Path, content: str | None,
 
 
 def test_a_directory_stands_for_its_files_by_name(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.JSON", "c.parquet", "README.md"):
+    for name in ("b.jsonl.gz", "a.JSON", "c.parquet", "README.md"):
         (tmp_path / name).touch()
     (source,) = find_sources(FinetuneConfig(data=(str(tmp_path),)))
-    assert [file.name for file in source.files] == ["a.JSON", "b.jsonl", "c.parquet"]
+    assert [file.name for file in source.files] == ["a.JSON", "b.jsonl.gz", "c.parquet"]
 
 
 @pytest.mark.parametrize(

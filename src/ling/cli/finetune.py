@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ling.tokenizer import Tokenizer
 
 DEFAULT_OUT = Path("runs/finetune")
-_DATA = (".jsonl", ".json", ".parquet")
 _MOST_NAMES = 20
 
 
@@ -83,11 +82,13 @@ def _recipe(what: list[str]) -> "Recipe":
 
 def _sort(what: list[str]) -> tuple[str | None, list[str]]:
     """Return the recipe and the overrides among words; data files go before those of the recipe."""
+    from ling.data.records import SUFFIXES, kind_of
+
     overrides = [word for word in what if "=" in word]
-    data = [word for word in what if "=" not in word and word.lower().endswith(_DATA)]
+    data = [word for word in what if "=" not in word and kind_of(word) in SUFFIXES]
     recipes = [word for word in what if "=" not in word and word not in data]
     if len(recipes) > 1:
-        raise ConfigError(f"one recipe at a time, got {', '.join(recipes)}; data files end in {', '.join(_DATA)}")
+        raise ConfigError(f"one recipe at a time, got {', '.join(recipes)}; data files end in {', '.join(SUFFIXES)}")
     if data:
         overrides.insert(0, f"finetune.data={json.dumps(data)}")
     return recipes[0] if recipes else None, overrides

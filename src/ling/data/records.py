@@ -1,18 +1,29 @@
 """Files as records, one after the other: jsonl by its lines, a JSON array by its elements, parquet by its rows.
 
-A file is read as a stream; only a JSON array is held whole, as text. What is damaged stays inside its record wherever
-the format can tell where the next one begins; a broken array cannot, and is refused as a whole.
+All but parquet may be packed with gzip (`.jsonl.gz`). A file is read as a stream; only a JSON array is held whole, as
+text. What is damaged stays inside its record wherever the format can tell where the next one begins; a broken array
+cannot, and is refused as a whole.
 """
 
+import gzip
+import io
 import json
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import IO, Any
 
 from ling.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
+"""Files of records."""
+TEXT_SUFFIXES = (".txt", ".md")
+"""Files that are one document each."""
+_PACKED = ".gz"
+_CANNOT_READ = (OSError, EOFError, zlib.error)
+"""Raised for files that are not there or not to be read, or packed and damaged."""
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 
@@ -46,24 +57,60 @@ class Record:
             raise DamagedRecordError(str(error)) from None
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """Read a file's records in order; blank lines are none. Raises DataError for a file that cannot be read."""
+def kind_of(name: str | PurePath) -> str:
+    """Return how a file's name ends, in small letters, without the `.gz` of a packed one."""
+    path = PurePath(name)
+    suffix, inner = path.suffix.lower(), PurePath(path.stem).suffix.lower()
+    return inner if suffix == _PACKED and inner in SUFFIXES + TEXT_SUFFIXES and inner != ".parquet" else suffix
+
+
+def read_records(path: Path, column: str | None = None) -> Iterator[Record]:
+    """Read a file's records in order; blank lines are none. Raises DataError for a file that cannot be read.
+
+    column  the only key that is asked for: of parquet, the others are not read, and a table must have it
+    """
     try:
-        if path.suffix.lower() == ".parquet":
+        if kind_of(path) == ".parquet":
             from ling.data.parquet import read_rows
 
-            yield from read_rows(path)
+            yield from read_rows(path, column)
         elif _starts_with_bracket(path):
             yield from _elements(path)
         else:
             yield from _lines(path)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from None
+    except _CANNOT_READ as error:
+        raise _cannot_read(path, error) from None
+
+
+def read_text(path: Path) -> str:
+    """Read a text file, packed or not. Raises DataError for one that cannot be read or is not UTF-8."""
+    try:
+        with _open(path) as (file, _):
+            return io.TextIOWrapper(file, encoding="utf-8-sig").read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+    except _CANNOT_READ as error:
+        raise _cannot_read(path, error) from None
+
+
+def _cannot_read(path: Path, error: Exception) -> DataError:
+    return DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes] | None]]:
+    """Yield a file's content, and the file itself if that is packed."""
+    with path.open("rb") as file:
+        if path.suffix.lower() != _PACKED:
+            yield file, None
+            return
+        with gzip.GzipFile(fileobj=file) as content:
+            yield io.BufferedReader(content), file
 
 
 def _starts_with_bracket(path: Path) -> bool:
     """Say whether the file is one JSON array, whatever its name ends in."""
-    with path.open("rb") as file:
+    with _open(path) as (file, _):
         head = file.read(4)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise DataError(f"{path} is UTF-16; save it as UTF-8")
@@ -76,9 +123,9 @@ def _starts_with_bracket(path: Path) -> bool:
 
 def _lines(path: Path) -> Iterator[Record]:
     end = 0
-    with path.open("rb") as file:
+    with _open(path) as (file, packed):
         for number, line in enumerate(file, 1):  # split at \n alone
-            end += len(line)
+            end = end + len(line) if packed is None else packed.tell()
             line = line.removeprefix(_BOM) if number == 1 else line
             if line := line.strip(_BLANK):
                 yield Record(number, line, end)
@@ -86,10 +133,7 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _elements(path: Path) -> Iterator[Record]:
     """Read the elements of an array; `end_bytes` counts characters, which is near enough for a progress bar."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+    text = read_text(path)
     position, line, counted = text.index("[") + 1, 1, 0
     separator = "["
     while True:

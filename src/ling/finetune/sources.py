@@ -12,7 +12,7 @@ from typing import Any
 
 from ling.config.fields import shown
 from ling.config.finetune import FinetuneConfig, Format
-from ling.data.records import SUFFIXES, read_json
+from ling.data.records import SUFFIXES, kind_of, read_json
 from ling.errors import ConfigError, DataError
 from ling.finetune.formats import AlpacaFormat, ChatFormat
 
@@ -87,13 +87,13 @@ def _chat(tags: dict[str, str], columns: dict[str, str | None]) -> ChatFormat:
 def _files(path: Path) -> tuple[Path, ...]:
     """Return a file, or those of a directory by name."""
     if path.is_dir():
-        files = tuple(sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES))
+        files = tuple(sorted(file for file in path.iterdir() if kind_of(file) in SUFFIXES))
         if not files:
             raise DataError(f"{path} holds no file that ends in {', '.join(SUFFIXES)}")
         return files
     if not path.is_file():
         raise DataError(f"there is no data file {path}")
-    if path.suffix.lower() not in SUFFIXES:
+    if kind_of(path) not in SUFFIXES:
         raise DataError(f"{path} ends in none of {', '.join(SUFFIXES)}; convert it to jsonl")
     return (path,)
 

@@ -1,7 +1,7 @@
 """Checkpoints by their name on a hub: found in its cache, downloaded, verified.
 
 names.py        what a name is, which ones are published
-wanted.py       which files of a repository are needed; what the hub says of them
+wanted.py       which files of a repository are needed
 huggingface.py  modelscope.py   the two hubs, through their own client libraries and caches
 resolve.py      a directory or a name to a directory
 verify.py       what lies on disk against what the hub says

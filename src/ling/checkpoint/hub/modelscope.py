@@ -9,9 +9,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ling.checkpoint.hub.wanted import Listing, Told, choose, read_index
+from ling.checkpoint.hub.wanted import choose, read_index
 from ling.checkpoint.source import INDEX_NAME
 from ling.errors import CheckpointError
+from ling.hub import Listing, Told
 
 TITLE = "ModelScope"
 _SECONDS = 10.0

@@ -1,10 +1,10 @@
 """What a hub's name looks like, and the names that are published."""
 
 import difflib
-import re
 from pathlib import Path
 
 from ling.errors import ConfigError
+from ling.hub import NAME
 
 OWNER = "inclusionAI"
 
@@ -18,18 +18,16 @@ PUBLISHED: dict[str, str] = {
 }
 """The checkpoints of the family. Other names are taken as they are."""
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
-
 
 def may_be_name(name: str | Path) -> bool:
     """Whether `name` has a hub's form, owner/name, and its first part is no directory here."""
     text = str(name)
-    return _NAME.fullmatch(text) is not None and not Path(text).parent.is_dir()
+    return NAME.fullmatch(text) is not None and not Path(text).parent.is_dir()
 
 
 def check_name(name: str) -> None:
     """Raise ConfigError, with a suggestion, unless `name` has the form owner/name."""
-    if _NAME.fullmatch(name):
+    if NAME.fullmatch(name):
         return
     short = {published.partition("/")[2]: published for published in PUBLISHED}
     near = difflib.get_close_matches(name, [*short, *PUBLISHED], 1)

@@ -7,9 +7,10 @@ from typing import Literal
 
 from ling.checkpoint.hub import huggingface, modelscope
 from ling.checkpoint.hub.names import check_name, may_be_name
-from ling.checkpoint.hub.verify import check_sizes
-from ling.checkpoint.hub.wanted import Listing, missing_files
+from ling.checkpoint.hub.verify import check_snapshot
+from ling.checkpoint.hub.wanted import missing_files
 from ling.errors import CheckpointError, ConfigError
+from ling.hub import Listing, is_offline
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if (found := _whole_in_cache(text)) is not None:
         logger.info("%s: taken from the cache, %s", text, found)
         return found
-    if huggingface.is_offline():
+    if is_offline():
         raise _not_here(text, "HF_HUB_OFFLINE is set")
     logger.info("%s is no directory here: downloading it from Hugging Face", text)
     return download(text)[0]
@@ -46,7 +47,7 @@ def download(name: str, *, hub: str = "hf", revision: str | None = None, offline
     if hub not in _HUBS:
         raise ConfigError(f"--from {hub} is not known; use {', '.join(_HUBS)}")
     library = _HUBS[hub]
-    if offline or huggingface.is_offline():
+    if offline or is_offline():
         found = library.cached(name, revision)
         why = "--offline was given" if offline else "HF_HUB_OFFLINE is set"
         if found is None:
@@ -57,7 +58,7 @@ def download(name: str, *, hub: str = "hf", revision: str | None = None, offline
             )
         return found, huggingface.told_by_cache(found) if library is huggingface else {}
     found, listing = library.fetch(name, revision)
-    check_sizes(found, listing)
+    check_snapshot(found, listing)
     return found, listing
 
 

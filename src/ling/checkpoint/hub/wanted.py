@@ -2,32 +2,25 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ling.checkpoint.pieces import TOKENIZER_FILES
 from ling.checkpoint.source import INDEX_NAME, read_json
 from ling.errors import CheckpointError
+from ling.hub import Kind
 
+MODELS = Kind(
+    noun="model",
+    error=CheckpointError,
+    unknown="neither a directory here nor a public model",
+    command="ling download",
+    elsewhere="run ling download {name} where there is a network, or give a directory",
+)
 _SINGLE = "model.safetensors"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _SMALL = ("config.json", *TOKENIZER_FILES, "LICENSE")
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What a hub says of a file."""
-
-    size: int | None
-    sha256: str | None = None
-    git_sha1: str | None = None
-    """Of small files: git's name of the content."""
-
-
-Listing = Mapping[str, Told]
-"""A repository's files, by path."""
 
 
 def choose(paths: Iterable[str], read_index: Callable[[], dict[str, Any]], name: str) -> list[str]:
