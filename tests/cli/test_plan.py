@@ -1,6 +1,7 @@
 """`ling plan` prints layouts, why others do not fit, and the published figures beside its own."""
 
 import json
+import re
 
 
 def test_the_best_layout_comes_first_and_those_that_do_not_fit_say_why(ling) -> None:
@@ -9,13 +10,15 @@ def test_the_best_layout_comes_first_and_those_that_do_not_fit_say_why(ling) -> 
     assert "Predictions, not measurements" in result.out
     lines = result.out.splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("layout"))
-    assert lines[header + 1].startswith("shard 4, expert")
+    assert re.match(r"shard \d, expert \d", lines[header + 1])
     assert "Do not fit" in result.out
     assert "too many; moments" in result.out
 
 
 def test_json_holds_what_the_table_shows(ling) -> None:
-    tree = json.loads(ling("plan", "--preset", "ling_mini", "--gpus", 16, "--expert", 8, "--json", "--top", 2).out)
+    tree = json.loads(
+        ling("plan", "--preset", "ling_mini", "--gpus", 16, "parallel.expert=8", "--json", "--top", 2).out
+    )
     assert len(tree["fitting"]) == 2
     first = tree["fitting"][0]
     assert first["layout"]["expert"] == 8
@@ -39,10 +42,31 @@ def test_published_figures_stand_beside_predictions(ling) -> None:
 
 
 def test_a_small_model_is_simulated(ling) -> None:
-    result = ling("plan", "--preset", "demo", "--gpus", 4, "--expert", 1, "--tensor", 1, "--pipeline", 1, "--simulate",
-                  "--micro-batch", 1)  # fmt: skip
+    result = ling("plan", "--preset", "demo", "--gpus", 4, "parallel.expert=2", "parallel.tensor=2", "--simulate",
+                  "parallel.pipeline=1", "--micro-batch", 1)  # fmt: skip
     assert result.code == 0, result.err
     assert "it constructs and steps" in result.out
+    assert "shard 2, expert 2, tensor 2" in result.out
+
+
+def test_a_recipe_says_what_is_planned_and_zeros_are_searched(ling, tmp_path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "preset: demo\nparallel: {expert: 0, recompute: full, pipeline: 1}\noptim: {method: muon}\n"
+        "train: {sequence_length: 128, global_batch_size: 32, micro_batch_size: 2, precision: float32}\n",
+        encoding="utf-8",
+    )
+    found = ling("plan", "--recipe", recipe, "--gpus", 4, "parallel.tensor=1", "--json", "--top", 99)
+    layouts = json.loads(found.out)["fitting"]
+    assert {(c["layout"]["recompute"], c["layout"]["tensor"], c["micro_batch"]) for c in layouts} == {("full", 1, 2)}
+    assert {c["layout"]["expert"] for c in layouts} == {1, 2, 4}
+    out = ling("plan", "--recipe", recipe, "--gpus", 4).out
+    assert "float32, on 4 x" in out
+    assert "32 sequences of 128 per step" in out
+    adam = ling("plan", "--recipe", recipe, "--gpus", 4, "parallel.expert=1", "optim.method=adamw", "--json").out
+    muon = ling("plan", "--recipe", recipe, "--gpus", 4, "parallel.expert=1", "--json").out
+    moments = [json.loads(text)["fitting"][0]["resting_bytes"] for text in (muon, adam)]
+    assert moments[0] < 0.75 * moments[1]
 
 
 def test_this_machine_is_measured(ling) -> None:
@@ -55,8 +79,8 @@ def test_this_machine_is_measured(ling) -> None:
 def test_mistakes_are_one_line(ling) -> None:
     for arguments, words in (
         (("--gpu", "v100"), "unknown GPU v100"),
-        (("--gpus", 8, "--expert", 3), "does not fit 256 experts in 8 groups"),
-        (("--gpus", 8, "--expert", 8, "--simulate"), "cannot simulate parallel.expert 8"),
+        (("--gpus", 8, "parallel.expert=3"), "does not fit 256 experts in 8 groups"),
+        (("--gpus", 2048, "--preset", "demo", "--simulate"), "cannot simulate 2048 ranks; at most 1024"),
         (("--published", "--gpus", 16), "it goes with --json alone"),
         (("--preset", "ling_mni"), "did you mean ling_mini?"),
     ):

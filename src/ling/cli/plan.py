@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ling.cli.plan_tables import print_plan, print_published, print_simulation
+from ling.config.parallel import AXES
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,15 +34,6 @@ def plan(
     precision: Annotated[
         PrecisionName | None, typer.Option(help="What is kept per weight: ours, or the published trainer's.")
     ] = None,
-    shard: Annotated[int | None, typer.Option(min=1, help="Fix parallel.data_parallel_shard.")] = None,
-    replicate: Annotated[int | None, typer.Option(min=1, help="Fix parallel.data_parallel_replicate.")] = None,
-    expert: Annotated[int | None, typer.Option(min=1, help="Fix parallel.expert.")] = None,
-    tensor: Annotated[int | None, typer.Option(min=1, help="Fix parallel.tensor.")] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Fix parallel.context.")] = None,
-    pipeline: Annotated[int | None, typer.Option(min=1, help="Fix parallel.pipeline.")] = None,
-    recompute: Annotated[
-        Literal["none", "selective", "full"] | None, typer.Option(help="Fix what is computed twice.")
-    ] = None,
     imbalance: Annotated[float, typer.Option(min=1.0, help="Rows of the busiest expert rank over the mean.")] = 1.0,
     top: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 8,
     simulate: Annotated[
@@ -51,35 +42,46 @@ def plan(
     published: Annotated[bool, typer.Option("--published", help="Predict the published figures instead.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Predict memory per GPU and tokens per second, and find the layouts that fit."""
-    fixed = {
-        "data_parallel_shard": shard, "data_parallel_replicate": replicate, "expert": expert, "tensor": tensor,
-        "context": context, "pipeline": pipeline, "recompute": recompute,
-    }  # fmt: skip
+    """Predict memory per GPU and tokens per second, and find the layouts that fit.
+
+    Sizes in the section parallel of a recipe, or given as parallel.KEY=VALUE, are kept; those that are 0, or not
+    given, are searched.
+    """
     if published:
         others = (overrides, preset, recipe, sequence_length, global_batch_size, micro_batch, precision, simulate)
-        if any(others) or any(fixed.values()) or (gpus, gpu, imbalance) != (1, "h100", 1.0):
+        if any(others) or (gpus, gpu, imbalance) != (1, "h100", 1.0):
             raise ConfigError("--published has models, GPUs and layouts of its own; it goes with --json alone")
         print_published(as_json)
         return
-    from ling.config.recipe import load_recipe
-    from ling.scaling.precision import PRECISIONS
+    from ling.config.recipe import given_keys, load_recipe
+    from ling.scaling.precision import PRECISIONS, with_muon
     from ling.scaling.search import Request, search
 
-    model = load_recipe(preset_name=preset, file=recipe, overrides=overrides or []).model
-    device = _device(gpu)
-    name = precision or ("float32" if gpu == "cpu" else "bfloat16")
+    resolved = load_recipe(preset_name=preset, file=recipe, overrides=overrides or [])
+    given = given_keys(file=recipe, overrides=overrides or [])
+    model, device = resolved.model, _device(gpu)
+
+    def asked(key: str) -> Any:
+        """Return a recipe's value if it was given, and is not the 0 that leaves the choice."""
+        section, _, name = key.partition(".")
+        return getattr(getattr(resolved, section), name) or None if key in given else None
+
+    name = precision or asked("train.precision") or ("float32" if gpu == "cpu" else "bfloat16")
+    held = PRECISIONS[name]
+    if resolved.optim.method == "muon":
+        held = with_muon(held, resolved.optim.muon.chunk_mib)
+    sizes = {axis: asked(f"parallel.{axis}") for axis in (*AXES, "expert", "recompute")}
     request = Request(
         gpus=gpus,
-        sequence_length=sequence_length or min(4096, model.max_position_embeddings),
-        global_batch_size=global_batch_size or 16 * gpus,
-        micro_batch=micro_batch,
-        fixed={key: value for key, value in fixed.items() if value is not None},
+        sequence_length=sequence_length or asked("train.sequence_length") or min(4096, model.max_position_embeddings),
+        global_batch_size=global_batch_size or asked("train.global_batch_size") or 16 * gpus,
+        micro_batch=micro_batch or asked("train.micro_batch_size"),
+        fixed={key: value for key, value in sizes.items() if value is not None},
         imbalance=imbalance,
     )
     with Console(stderr=True).status("trying layouts"):
-        found = search(model, request, PRECISIONS[name], device)
-    chosen, simulated = _simulate(model, found, PRECISIONS[name]) if simulate else (None, None)
+        found = search(model, request, held, device)
+    chosen, simulated = _simulate(model, found, held) if simulate else (None, None)
     if as_json:
         print(json.dumps(_as_tree(found, top, simulated), indent=2, allow_nan=False))
         return
@@ -99,21 +101,10 @@ def _device(gpu: str) -> "Hardware":
 
 
 def _simulate(model: "ModelConfig", found: "Plan", precision: "Precision") -> "tuple[Candidate, Simulation]":
-    """Simulate the best layout that today's code can build."""
-    from ling.train.plan.sharding import why_not
+    """Simulate the best layout."""
     from ling.train.plan.simulate import simulate
 
-    candidates = [*found.fitting, *found.too_large]
-    chosen = next((c for c in candidates if why_not(c.layout) is None), None)
-    if chosen is None:
-        raise ConfigError(
-            f"cannot simulate {why_not(candidates[0].layout)}; leave out --simulate, or fix the layout with "
-            "--expert 1 --tensor 1 --context 1 --pipeline 1 --recompute none"
-        )
-    if chosen is not candidates[0]:
-        print(
-            f"simulating {chosen.layout}: not {candidates[0].layout}, {why_not(candidates[0].layout)}", file=sys.stderr
-        )
+    chosen = [*found.fitting, *found.too_large][0]
     with Console(stderr=True).status(f"building {chosen.layout} without data"):
         return chosen, simulate(model, chosen.layout, chosen.work, precision)
 

@@ -129,12 +129,13 @@ def print_simulation(candidate: "Candidate", simulated: "Simulation") -> None:
     console.print(
         f"\nSimulated: {candidate.layout}, recompute {candidate.layout.recompute}, "
         f"{candidate.work.micro_batch} sequences; it constructs and steps ({simulated.seconds:.0f} s)."
+        + (f" Of stage {simulated.stage}, the fullest:" if candidate.layout.pipeline > 1 else "")
     )
     word, unit = _unit(simulated.total)
     table = _table("category", word)
     table.columns[1].justify = "right"
     for field in dataclasses.fields(simulated):
-        if field.name != "seconds":
+        if field.name not in ("seconds", "stage"):
             table.add_row(field.name.replace("total", "in all"), f"{getattr(simulated, field.name) / unit:.2f}")
     table.add_row("predicted in all", f"{candidate.memory.peak.total / unit:.2f}")
     console.print(table)

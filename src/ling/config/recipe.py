@@ -73,6 +73,13 @@ def load_recipe(
     return recipe
 
 
+def given_keys(*, file: Path | None, overrides: Iterable[str] = ()) -> frozenset[str]:
+    """Return every `section.key` that a recipe file or an override sets, if only to its default."""
+    from_file = _read_yaml(file) if file is not None else {}
+    trees = [from_file, *(_parse_override(text) for text in overrides)]
+    return frozenset(key for tree in trees for key in _flatten(tree))
+
+
 def recipe_from_tree(tree: Tree, overrides: Iterable[str] = ()) -> Recipe:
     """Rebuild a recipe from what `recipe_tree` gave, with `section.key=value` laid over it."""
     whole: Tree = {}

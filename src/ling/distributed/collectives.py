@@ -46,7 +46,7 @@ def sum_and_split_rows(rows: Tensor, sizes: Sequence[int], group: ProcessGroup) 
 
 
 def exchange_counts(counts: Tensor, group: ProcessGroup) -> Tensor:
-    """Tell each rank its number and return the numbers that the ranks told this one: (W,) int64 -> (W,)."""
+    """Tell each rank its numbers and return those that the ranks told this one: (W, ...) int64 -> (W, ...)."""
     told = torch.empty_like(counts)
     dist.all_to_all_single(told, counts, group=group)
     return told

@@ -40,15 +40,13 @@ class ContextBatch:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         C, me = self.group.size(), self.group.rank()
         (n, A, D), K = q.shape, k.shape[1]
-        heads = torch.arange(A, device=q.device).view(C, A // C) // (
-            A // K
-        )  # key-value head of each rank's query heads
-        kept = [row.unique_consecutive() for row in heads]
-        width = len(kept[0])
-        assert all(len(row) == width for row in kept), (A, K, C)
+        width = max(1, K // C)
+        firsts = [rank * A // C // (A // K) for rank in range(C)]  # key-value head of each rank's first query head
+        assert A % C == K % min(K, C) == C % min(K, C) == 0, (A, K, C)
         keys_and_values = torch.stack([k, v], 2)  # (n, K, 2, D)
         there_q = self._to_heads(q.unflatten(1, (C, A // C)))
-        there_kv = self._to_heads(keys_and_values[:, torch.stack(kept)])  # (N, width, 2, D)
+        copies = torch.stack([keys_and_values[:, first : first + width] for first in firsts], 1)
+        there_kv = self._to_heads(copies)  # (N, width, 2, D)
         out = attention(there_q, there_kv[:, :, 0], there_kv[:, :, 1], self.rows, self.rows)  # (N, A / C, D)
         back = all_to_all_rows(out, self.sizes, [self.sizes[me]] * C, self.group)
         return back.view(C, n, A // C, D).transpose(0, 1).reshape(n, A, D)

@@ -10,10 +10,11 @@ Routing chooses from `topk_group` groups of neighbouring experts, so with whole 
 Every rank takes part in every exchange, also one that gets no row: its graph has the same exchanges in it.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
@@ -34,6 +35,8 @@ class Dispatch(NamedTuple):
     """(W,) rows for each rank."""
     received: list[int]
     """(W,) rows from each rank."""
+    num_pairs: int
+    """Of a row and one of its experts, both here after the exchange."""
 
 
 class ExpertParallel:
@@ -59,9 +62,9 @@ class ExpertParallel:
         rows, local_mix, local_ids = (
             all_to_all_rows(t, plan.sent, plan.received, self.group) for t in (rows, local_mix, local_ids.int())
         )
-        out = self._mix_here(rows, local_ids.long(), local_mix, _local(gate_up_proj), _local(down_proj))
+        out = self._mix_here(rows, local_ids.long(), local_mix, _local(gate_up_proj), _local(down_proj), plan.num_pairs)
         back = all_to_all_rows(out, plan.received, plan.sent, self.group)
-        return _sum_into(len(x), plan.token_of_row, at_least_float32(back)).to(x.dtype)
+        return _add_up(len(x), plan.token_of_row, back)
 
     def plan(self, ids: Tensor) -> Dispatch:
         """Decide which of this rank's tokens go where: ids (N, k) of the chosen experts."""
@@ -69,12 +72,17 @@ class ExpertParallel:
         goes = torch.zeros(len(ids), self.group.size(), dtype=torch.bool, device=ids.device)
         goes.scatter_(1, rank_of_choice, True)
         rank_of_row, token_of_row = goes.t().nonzero().unbind(1)
-        sent = goes.sum(0)
-        received = exchange_counts(sent, self.group)
         there = rank_of_choice.index_select(0, token_of_row) == rank_of_row[:, None]
-        return Dispatch(token_of_row, there, *torch.stack([sent, received]).tolist())
+        pairs = torch.zeros(self.group.size(), dtype=torch.int64, device=ids.device)
+        pairs.scatter_add_(0, rank_of_choice.flatten(), torch.ones_like(rank_of_choice.flatten()))
+        sent = torch.stack([goes.sum(0), pairs], 1)
+        received = exchange_counts(sent, self.group)
+        numbers = torch.stack([sent[:, 0], received[:, 0], received[:, 1]]).tolist()  # the only wait for the device
+        return Dispatch(token_of_row, there, numbers[0], numbers[1], sum(numbers[2]))
 
-    def _mix_here(self, rows: Tensor, ids: Tensor, mix: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
+    def _mix_here(
+        self, rows: Tensor, ids: Tensor, mix: Tensor, gate_up_proj: Weight, down_proj: Weight, num_pairs: int
+    ) -> Tensor:
         """Send M rows through those of their k experts that are here (id -1: elsewhere), add up: (M, H) -> (M, H)."""
         E, k = self.experts_per_rank, ids.shape[1]
         expert_of_pair = ids.flatten()
@@ -82,16 +90,36 @@ class ExpertParallel:
         counts = torch.zeros(E + 1, dtype=torch.int64, device=ids.device)
         counts.scatter_add_(0, expert_of_pair, torch.ones_like(expert_of_pair))
         offsets = counts[:E].cumsum(0)
-        pair_of_row = expert_of_pair.argsort(stable=True)[: int(offsets[-1])]
+        pair_of_row = expert_of_pair.argsort(stable=True)[:num_pairs]
         token_of_row = pair_of_row // k
         out = apply_experts(rows.index_select(0, token_of_row), gate_up_proj, down_proj, offsets.to(torch.int32))
-        weighted = at_least_float32(out) * mix.flatten().index_select(0, pair_of_row)[:, None]
-        return _sum_into(len(rows), token_of_row, weighted).to(rows.dtype)
+        return _add_up(len(rows), token_of_row, out, mix.flatten().index_select(0, pair_of_row))
 
 
-def _sum_into(count: int, index: Tensor, rows: Tensor) -> Tensor:
-    """Add rows up where they belong, one after the other: (S, H) -> (count, H)."""
-    return rows.new_zeros(count, rows.shape[1]).index_add(0, index, rows)
+def _add_up(count: int, index: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Add rows, or rows times weights (S,), up where they belong, in float32: (S, H) -> (count, H), dtype of rows."""
+    total: Tensor = _AddUp.apply(rows, weights, index, count)
+    return total
+
+
+class _AddUp(torch.autograd.Function):
+    """Keeps rows in their own dtype, and without weights none: autograd would keep the weighted float32 ones, too."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor | None, index: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(index, *(() if weights is None else (rows, weights)))
+        terms = at_least_float32(rows) if weights is None else at_least_float32(rows) * weights[:, None]
+        return terms.new_zeros(count, rows.shape[1]).index_add_(0, index, terms).to(rows.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        index, *weighted = ctx.saved_tensors
+        if not weighted:
+            return gradient.index_select(0, index), None, None, None
+        rows, weights = weighted
+        terms = at_least_float32(gradient).index_select(0, index)
+        return (terms * weights[:, None]).to(rows.dtype), (terms * rows).sum(1), None, None
 
 
 def _local(weight: Weight) -> Weight:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import DeviceMesh
+from torch.distributed import DeviceMesh, ProcessGroup
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 
@@ -22,6 +22,7 @@ from ling.model import CausalLM
 from ling.model.block import Block
 from ling.model.moe import SparseMoe
 from ling.model.mtp import MtpBlock
+from ling.ops.moe import MixExperts
 from ling.parallel.experts import ExpertParallel
 from ling.parallel.pipeline import Elsewhere, cut, score_on_last
 from ling.parallel.ranks import Ranks
@@ -30,10 +31,16 @@ from ling.parallel.tensor import split_block
 from ling.parallel.vocabulary import split_vocabulary
 
 
-def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | None = None) -> CausalLM:
+def parallelize(
+    model: CausalLM,
+    ranks: Ranks,
+    policy: MixedPrecisionPolicy | None = None,
+    exchange: Callable[[ProcessGroup, int], MixExperts] = ExpertParallel,
+) -> CausalLM:
     """Turn `model` into this rank's part of it, in place; without other ranks it stays whole.
 
-    policy  what weights are gathered and gradients summed in; None: as they are
+    policy    what weights are gathered and gradients summed in; None: as they are
+    exchange  brings tokens to the experts that the ranks of a group share out, so many in all
 
     All ranks call this at once, with the same weights or without memory for any.
     """
@@ -52,7 +59,7 @@ def parallelize(model: CausalLM, ranks: Ranks, policy: MixedPrecisionPolicy | No
                 exact = dataclasses.replace(policy, param_dtype=None, cast_forward_inputs=False)
                 _shard(block.mlp.gate, _axes(ranks.dense, "replicate", "shard"), exact)
             if ranks.layout.expert > 1 and isinstance(block.mlp, SparseMoe):
-                _share_out_experts(block.mlp, ranks.sparse, policy)
+                _share_out_experts(block.mlp, ranks.sparse, policy, exchange)
             _shard(block, _axes(ranks.dense, "replicate", "shard"), policy)
             if isinstance(block, MtpBlock):
                 register_fsdp_forward_method(block, "predict")
@@ -77,7 +84,12 @@ def policy_of(precision: DType) -> MixedPrecisionPolicy | None:
     return MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
 
 
-def _share_out_experts(moe: SparseMoe, mesh: DeviceMesh, policy: MixedPrecisionPolicy | None) -> None:
+def _share_out_experts(
+    moe: SparseMoe,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy | None,
+    exchange: Callable[[ProcessGroup, int], MixExperts],
+) -> None:
     experts, axis = moe.experts, mesh["expert"]
     num_experts = experts.gate_up_proj.shape[0]
     for name in ("gate_up_proj", "down_proj"):
@@ -86,7 +98,7 @@ def _share_out_experts(moe: SparseMoe, mesh: DeviceMesh, policy: MixedPrecisionP
         part = DTensor.from_local(mine, axis, [Shard(0)], run_check=False)
         setattr(experts, name, nn.Parameter(part, whole.requires_grad))
     _shard(experts, _axes(mesh, "replicate", "expert_shard"), policy)
-    moe.mix = ExpertParallel(axis.get_group(), num_experts)
+    moe.mix = exchange(axis.get_group(), num_experts)
 
 
 def _shard_pieces(modules: nn.Module | list[nn.Module], mesh: DeviceMesh, policy: MixedPrecisionPolicy | None) -> None:

@@ -12,6 +12,7 @@ heads, then all value heads, such a run is not what one rank attends with: heads
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -121,7 +122,7 @@ class HeadsOfProjection(RowsOfMatrix):
         mine = super().forward(x)
         N, per_rank = len(mine), sum(self.route.sent)
         heads = mine.view(N, per_rank, -1).transpose(0, 1)  # (heads, N, D)
-        sent = heads[torch.tensor(self.route.order, device=x.device)]
+        sent = torch.cat([heads[run] for run in self.route.order])
         kept = all_to_all_rows(sent, self.route.sent, self.route.received, self.group)
         return kept.transpose(0, 1).reshape(N, -1)
 
@@ -129,8 +130,8 @@ class HeadsOfProjection(RowsOfMatrix):
 class HeadRoute(NamedTuple):
     """How heads change places after the fused projection."""
 
-    order: list[int]
-    """Heads computed here, in order of the rank that attends with them."""
+    order: list[slice]
+    """Runs of the heads computed here, in order of the rank that attends with them."""
     sent: list[int]
     """Heads for each rank."""
     received: list[int]
@@ -152,7 +153,9 @@ def route_heads(heads: HeadShape, ranks: int, rank: int) -> HeadRoute:
 
     for_each = [computed(rank, wanted(by)) for by in range(ranks)]
     order = [head - rank * total // ranks for those in for_each for head in those]
-    return HeadRoute(order, list(map(len, for_each)), [len(computed(by, wanted(rank))) for by in range(ranks)])
+    starts = [i for i, head in enumerate(order) if i == 0 or head != order[i - 1] + 1]
+    runs = [slice(order[a], order[b - 1] + 1) for a, b in pairwise([*starts, len(order)])]
+    return HeadRoute(runs, list(map(len, for_each)), [len(computed(by, wanted(rank))) for by in range(ranks)])
 
 
 class _GatheredForTwo:

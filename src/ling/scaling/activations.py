@@ -44,6 +44,8 @@ class HalfBlock(NamedTuple):
     """Buffers that carry rows between expert ranks, each way."""
     backward_first: float = 0
     """As `backward`, while no gradient of a weight has been made."""
+    routed: float = 0
+    """Of `saved`, what the routed experts keep."""
 
 
 class BlockBytes(NamedTuple):
@@ -65,8 +67,8 @@ class BlockBytes(NamedTuple):
 
 
 def tokens_per_rank(work: Workload, layout: Layout) -> int:
-    """N."""
-    return work.micro_batch * work.sequence_length // layout.context
+    """N: between products of weights in pieces each tensor rank has tokens of its own."""
+    return work.micro_batch * work.sequence_length // (layout.context * layout.tensor)
 
 
 def block_bytes(model: ModelConfig, kind: Kind, work: Workload, layout: Layout, precision: Precision) -> BlockBytes:
@@ -80,7 +82,9 @@ def block_bytes(model: ModelConfig, kind: Kind, work: Workload, layout: Layout, 
     around = 3 * norm + (2 if precision.fused else 3) * stream if kind == "mtp" else 0
     kept = {
         "none": attention.saved + feed_forward.saved + around,
-        "selective": attention.saved + stream + around,
+        "selective": attention.saved
+        + around
+        + (stream if precision.recomputes_layer else feed_forward.saved - feed_forward.routed),
         "full": stream * (2 if kind == "mtp" else 1),
     }
     return BlockBytes(
@@ -100,7 +104,8 @@ def norm_bytes(model: ModelConfig, precision: Precision) -> int:
 
 
 def _attention(model: ModelConfig, N: int, layout: Layout, precision: Precision) -> HalfBlock:
-    H, D, b = model.hidden_size, model.head_dim, precision.compute_bytes
+    """N tokens on this rank; those of its tensor ranks, G, meet its heads."""
+    H, D, b, G = model.hidden_size, model.head_dim, precision.compute_bytes, N * layout.tensor
     A, K = model.num_attention_heads // layout.tensor, model.num_key_value_heads // layout.tensor
     qkv, heads, log_sums = (A + 2 * K) * D, (A + K) * D, 4 * A
     normed = b * H  # input of the projection
@@ -109,22 +114,28 @@ def _attention(model: ModelConfig, N: int, layout: Layout, precision: Precision)
     else:
         per_head = (4 + b + b) * D + 4 if model.use_qk_norm else b * D  # the same, and after the rotation
         prologue = b * qkv + (A + K) * per_head
-    saved = norm_bytes(model, precision) + normed + prologue + b * A * D + log_sums
+    saved = normed + prologue + b * A * D + log_sums
     forward = b * (A * D + H)
     gathered = 2 * b * K * D * layout.context if layout.context > 1 else 0  # keys and values of all ranks
+    moved = b * qkv if layout.tensor > 1 else 0  # heads change places
     backward = b * (2 * H + 2 * qkv + 3 * heads) + 2 * gathered
-    return HalfBlock(N * saved, N * (forward + gathered), N * backward)
+    norm = N * norm_bytes(model, precision)
+    return HalfBlock(norm + G * saved, G * (forward + gathered + moved), G * backward)
 
 
 def _dense(model: ModelConfig, N: int, layout: Layout, precision: Precision) -> HalfBlock:
-    return _with_norm(model, N, precision, _swiglu(model.intermediate_size // layout.tensor, N, precision))
+    return _with_norm(model, N, precision, _swiglu(model, model.intermediate_size, N, layout, precision))
 
 
-def _swiglu(width: int, N: int, precision: Precision) -> HalfBlock:
-    b = precision.compute_bytes
+def _swiglu(model: ModelConfig, width: int, N: int, layout: Layout, precision: Precision) -> HalfBlock:
+    b, G, T = precision.compute_bytes, N * layout.tensor, layout.tensor
     # Gate and up; without fusion also the gate's silu and the product, which backward frees as it goes.
-    saved, backward = (2, 4) if precision.fused else (4, 2)
-    return HalfBlock(N * b * saved * width, N * b * 2 * width, N * b * backward * width)
+    saved, backward = (2, 4) if precision.fused and T == 1 else (4, 2)
+    seen = model.hidden_size if T > 1 else 0  # the tokens of all tensor ranks, and partial sums for them
+    per_token = b * width // T
+    return HalfBlock(
+        G * (saved * per_token + b * seen), G * (2 * per_token + b * seen), G * (backward * per_token + b * seen)
+    )
 
 
 def _with_norm(model: ModelConfig, N: int, precision: Precision, inner: HalfBlock) -> HalfBlock:
@@ -136,6 +147,7 @@ def _with_norm(model: ModelConfig, N: int, precision: Precision, inner: HalfBloc
         inner.backward + N * b * 2 * H,
         inner.dispatch,
         inner.backward_first + N * b * 2 * H,
+        inner.routed,
     )
 
 
@@ -147,21 +159,27 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
     R = N * k * (work.imbalance if layout.expert > 1 else 1.0)
     # Scores, chosen scores and their sum; logits, ids and weights are the block's outputs.
     router = N * (4 * E + 4 * k + 4 + (4 if work.z_loss else 0))
-    if precision.fused:
+    if not precision.fused:
+        router += 4 * N * H  # the router's input in float32
+    if layout.expert > 1:
+        # Gathered rows, gate and up, silu, product, output; weight, both orders; where rows came from, what is there.
+        rows = R * (b * (2 * H + 4 * F) + 4 + 2 * INDEX) + N * rank_visits(model, layout.expert) * (INDEX + k)
+        forward = R * (b * 2 * H + 4 * H)
+        backward, first = R * (b * (2 * H + 4 * F) + 4 * H), R * 8 * H
+    elif precision.fused:
         rows = R * (b * (H + 2 * F) + 4 + 2 * INDEX)  # gathered rows, gate and up, weight, both orders
         forward = R * b * (2 * F + H) + N * b * H
         backward, first = R * b * (2 * H + 5 * F) + N * b * H, 0.0
     else:
-        router += 4 * N * H  # the router's input in float32
         rows = R * (b * (H + 4 * F) + 4 * H + 2 * INDEX)  # ... silu, product; outputs per pair in float32
         forward = R * b * 2 * H
         first = R * 8 * H + 2 * N * 4 * H  # gradients of those outputs and, for a moment, of their weights
         backward = max(0.0, R * (b * (2 * H + 4 * F) - 4 * H))  # by then the outputs themselves are gone
-    shared = _swiglu(model.shared_expert_dim // layout.tensor, N, precision)
+    shared = _swiglu(model, model.shared_expert_dim, N, layout, precision)
     # Backward runs the shared expert first, so what that saved is gone when the experts are at their fullest.
     backward = max(shared.backward, backward - shared.saved)
     dispatch = _dispatch(model, N, R / (N * k), layout, b)
-    inner = HalfBlock(router + rows + shared.saved, forward, backward, dispatch, max(0.0, first - shared.saved))
+    inner = HalfBlock(router + rows + shared.saved, forward, backward, dispatch, max(0.0, first - shared.saved), rows)
     return _with_norm(model, N, precision, inner)
 
 

@@ -37,8 +37,7 @@ class Layout:
     pipeline: int = 1
     """Stages that share out the layers."""
     recompute: Recompute = "none"
-    """selective: routed experts are computed again in backward, predicted as if it were the whole feed-forward half of
-    a block, which is a little less memory and a little more time; full: the whole block."""
+    """What is computed again in backward. selective: routed experts; full: the whole block."""
 
     def __post_init__(self) -> None:
         check_fields(self, "parallel")

@@ -53,6 +53,8 @@ class Bytes:
         return sum(getattr(self, name) for name in CATEGORIES)
 
 
+_UPDATE_BYTES = 12
+"""Per weight, of what Muon makes an update of: float32, and its products in bfloat16."""
 CATEGORIES = tuple(f.name for f in fields(Bytes))
 
 
@@ -86,6 +88,8 @@ class _Walk:
         self.model, self.stage, self.layout, self.work, self.precision = model, stage, layout, work, precision
         self.N = tokens_per_rank(work, layout)
         self.stream = self.N * model.hidden_size * precision.compute_bytes
+        self.seen = self.stream * layout.tensor
+        """Of the tokens of all tensor ranks, which meet this rank's words."""
         self.vocabulary = model.vocab_size // layout.tensor * model.hidden_size
         self.gathers = precision.sharded == "all" and (
             layout.weight_shards > 1 or precision.parameter != precision.compute_bytes
@@ -120,7 +124,8 @@ class _Walk:
         self._hold("parameters", sum(p.parameter * self._part(u, p.sharded == "all") for u in units))
         self._hold("master", sum(p.master * self._part(u) for u in units))
         if not p.paged_moments:
-            self._hold("moments", sum(p.moments * self._part(u) for u in units))
+            blocks = p.moments if p.matrix_moments is None else p.matrix_moments
+            self._hold("moments", sum((blocks if u in self.units else p.moments) * self._part(u) for u in units))
         if p.sharded == "optimizer":
             self._hold("gradients", sum(self._gradient(u) for u in units))
 
@@ -163,12 +168,12 @@ class _Walk:
         if not p.chunked_loss:
             # Each head's softmax stays in float32; the last one's logits are there too, and for a moment a second
             # float32 copy: Megatron's compiled exponential makes one and copies it back (its own later remark).
-            self._note("loss", loss=self.N * V * (4 * heads + p.compute_bytes + 4))
+            self._note("loss", loss=self.N * self.layout.tensor * V * (4 * heads + p.compute_bytes + 4))
             self._hold("loss", heads * self.stream)
             return
         low = p.compute_bytes if p.compute_bytes < 4 else 0
-        one, scaled = self.stream + 4 * self.vocabulary, self.stream + (4 + low) * self.vocabulary
-        rows = min(self.N, max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // V))
+        one, scaled = self.seen + 4 * self.vocabulary, self.seen + (4 + low) * self.vocabulary
+        rows = min(self.N * self.layout.tensor, max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // V))
         chunk = rows * (V * (4 + low) + 2 * self.model.hidden_size * p.compute_bytes) + low * self.vocabulary
         self._note("loss", loss=heads * one + chunk)
         self._note("backward of the loss", loss=heads * one + scaled)
@@ -220,7 +225,8 @@ class _Walk:
         self.held = {name: getattr(resting, name) for name in CATEGORIES}
         if p.sharded == "all":
             self._hold("gradients", sum(self._gradient(u) for u in self.stage.units))
-        self._note("update", working=held)
+        largest = max((unit.sharded(self.layout) for unit in self.units), default=0)
+        self._note("update", working=held + min(p.update, _UPDATE_BYTES * largest))
 
     # ---- sizes ----
 

@@ -1,5 +1,6 @@
 """What is held per parameter, and in how many bytes, by our trainer and by the published one."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,12 +27,24 @@ class Precision:
     chunked_loss: bool
     """Whether the loss is computed in chunks of rows, so that no logits of all tokens exist."""
     fp8_gemm: bool = False
+    recomputes_layer: bool = False
+    """Whether selective recompute means a whole sparse layer, not the routed experts alone."""
+    matrix_moments: float | None = None
+    """Of the weights of blocks, where it differs: Muon keeps one moment. Their routers and norms, which it leaves to
+    Adam, are less than a hundredth of them."""
+    update: float = 0
+    """Bytes that an update is given at most."""
     paged_moments: bool = False
     """Moments lie where the allocator does not count them, and may move to the host."""
 
     @property
     def compute_bytes(self) -> int:
         return 4 if self.compute == "float32" else 2
+
+
+def with_muon(precision: Precision, chunk_mib: int) -> Precision:
+    """Return what is held where Muon updates the matrices of blocks, so many MiB of them at a time."""
+    return dataclasses.replace(precision, matrix_moments=precision.moments / 2, update=chunk_mib * 2**20)
 
 
 PRECISIONS = {
@@ -44,12 +57,12 @@ PRECISIONS = {
     ),
     "megatron_bf16": Precision(
         compute="bfloat16", parameter=2, gradient=4, master=4, moments=8, sharded="optimizer", fused=True,
-        chunked_loss=False,
+        chunked_loss=False, recomputes_layer=True,
     ),
     # The published recipe: two FP8 copies of a weight (or one in bfloat16), 8-bit moments with a scale per 256.
     "megatron_fp8": Precision(
         compute="bfloat16", parameter=2, gradient=4, master=4, moments=2 * (1 + 4 / 256), sharded="optimizer",
-        fused=True, chunked_loss=False, fp8_gemm=True, paged_moments=True,
+        fused=True, chunked_loss=False, fp8_gemm=True, recomputes_layer=True, paged_moments=True,
     ),
 }  # fmt: skip
 """By the name that `ling plan --precision` takes."""

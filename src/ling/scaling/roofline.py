@@ -119,9 +119,13 @@ class _StageTime:
         self.model, self.stage, self.layout, self.work, self.precision = model, stage, layout, work, precision
         self.rates = rates
         self.N, self.b = tokens_per_rank(work, layout), precision.compute_bytes
+        self.G = self.N * layout.tensor
+        """Tokens of all tensor ranks, which meet this rank's heads, widths and words."""
         self.units = (*stage.blocks, *stage.mtp)
         self.sparse = sum(unit.experts > 0 for unit in self.units)
-        self.again = {"none": (0, 0), "selective": (0, 1), "full": (1, 1)}[layout.recompute]
+        layer = int(precision.recomputes_layer)
+        self.again = {"none": (0, 0, 0), "selective": (0, layer, 1), "full": (1, 1, 1)}[layout.recompute]
+        """Attention, feed-forward but for its routed experts, and these."""
 
     def terms(self) -> dict[str, float]:
         """Return seconds by name."""
@@ -138,14 +142,14 @@ class _StageTime:
 
     def _microbatch(self) -> dict[str, float]:
         """Everything that repeats with each microbatch but the sharding of weights."""
-        attention_again, feed_forward_again = self.again
+        attention_again, feed_forward_again, experts_again = self.again
         return {
             "dense_gemm": self._dense(3 + attention_again, 3 + feed_forward_again),
-            "grouped_gemm": self._grouped(3 + feed_forward_again),
+            "grouped_gemm": self._grouped(3 + experts_again),
             "router": self._router(3 + feed_forward_again),
             "attention": self._attention(1 + attention_again + fact.ATTENTION_BACKWARD),
             "traffic": self._traffic(),
-            "dispatch": self._dispatch(2 + feed_forward_again),
+            "dispatch": self._dispatch(2 + experts_again),
             "tensor": self._tensor(2 + feed_forward_again),
             "context": self._context(2 + attention_again),
         }
@@ -157,16 +161,16 @@ class _StageTime:
         H, q_dim = m.hidden_size, m.num_attention_heads * m.head_dim
         seconds = 0.0
         for unit in self.units:
-            seconds += attention_passes * self._product(H * (m.qkv_dim + q_dim) // T)
+            seconds += attention_passes * self._product(self.G, H * (m.qkv_dim + q_dim) // T)
             width = m.intermediate_size if unit.kind == "dense" else m.shared_expert_dim
-            seconds += feed_forward_passes * self._product(3 * H * width // T)
-            seconds += 3 * self._product(2 * H * H) * (unit.kind == "mtp")
+            seconds += feed_forward_passes * self._product(self.G, 3 * H * width // T)
+            seconds += 3 * self._product(self.N, 2 * H * H) * (unit.kind == "mtp")
         if self.stage.head is not None:
-            seconds += 3 * (1 + len(self.stage.mtp)) * self._product(m.vocab_size * H // T)
+            seconds += 3 * (1 + len(self.stage.mtp)) * self._product(self.G, m.vocab_size * H // T)
         return seconds
 
-    def _product(self, weights: int) -> float:
-        return max(2 * self.N * weights / self.rates.dense, self.b * weights / self.rates.memory)
+    def _product(self, tokens: int, weights: int) -> float:
+        return max(2 * tokens * weights / self.rates.dense, self.b * weights / self.rates.memory)
 
     def _grouped(self, passes: int) -> float:
         m = self.model
@@ -185,7 +189,7 @@ class _StageTime:
 
     def _attention(self, passes: float) -> float:
         heads = self.model.num_attention_heads // self.layout.tensor * self.model.head_dim
-        flops = 2 * self.N * self.work.sequence_length * heads  # causal half of two products
+        flops = 2 * self.G * self.work.sequence_length * heads  # causal half of two products
         return len(self.units) * passes * flops / self.rates.attention
 
     # ---- memory ----
@@ -195,10 +199,12 @@ class _StageTime:
         total = 0.0
         for unit in self.units:
             b = block_bytes(m, unit.kind, self.work, self.layout, self.precision)
-            again = self.again[0] * b.attention.saved + self.again[1] * b.feed_forward.saved
+            attention, layer, experts = self.again
+            again = attention * b.attention.saved + experts * b.feed_forward.routed
+            again += layer * (b.feed_forward.saved - b.feed_forward.routed)
             total += fact.PASSES * b.saved + 2 * again  # forward once more writes and reads
         if self.stage.head is not None:
-            logits = self.N * m.vocab_size // self.layout.tensor * (1 + len(self.stage.mtp))
+            logits = self.G * m.vocab_size // self.layout.tensor * (1 + len(self.stage.mtp))
             total += logits * (4 * 4 + 2 * self.b)  # float32: maximum, exponent, gradient; then two products read it
         return total / self.rates.memory
 
@@ -224,7 +230,7 @@ class _StageTime:
         T = self.layout.tensor
         if T == 1:
             return 0.0
-        bytes_ = 2 * (T - 1) / T * self.N * self.model.hidden_size * self.b
+        bytes_ = 2 * (T - 1) / T * self.G * self.model.hidden_size * self.b
         return len(self.units) * passes * 2 * bytes_ / self.rates.gather(T)
 
     def _context(self, passes: int) -> float:
@@ -232,7 +238,7 @@ class _StageTime:
         if C == 1:
             return 0.0
         keys_and_values = 2 * m.num_key_value_heads // self.layout.tensor * m.head_dim * self.b
-        return len(self.units) * passes * (C - 1) * self.N * keys_and_values / self.rates.gather(C * self.layout.tensor)
+        return len(self.units) * passes * (C - 1) * self.G * keys_and_values / self.rates.gather(C * self.layout.tensor)
 
     def _sharding_each(self) -> float:
         """Seconds of gathering (forward, backward) and reducing weights, which FSDP repeats each microbatch."""

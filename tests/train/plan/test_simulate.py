@@ -1,5 +1,7 @@
 """A step without content against a step with it, against counts, and against the prediction."""
 
+from typing import Any
+
 import pytest
 import torch.distributed as dist
 from benchmarks.plan_memory import measure
@@ -47,28 +49,56 @@ def test_a_thousand_ranks_construct_and_leave_no_process_group_behind() -> None:
     assert not dist.is_initialized()
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_the_prediction_follows_the_simulation(precision: str, recompute: str) -> None:
-    tree = preset("demo")["model"] | {"num_hidden_layers": 2, "first_k_dense_replace": 1}
-    demo, work = ModelConfig(**tree), Workload(256, 4)
-    layout = Layout(data_parallel_shard=4, recompute=recompute)  # type: ignore[arg-type]
-    planned = plan_memory(demo, layout, work, PRECISIONS[precision])
-    assert planned.peak.total == pytest.approx(simulated(layout, precision, demo, work).total, rel=0.10)
+SMALL = ModelConfig(**(preset("demo")["model"] | {"num_hidden_layers": 4, "first_k_dense_replace": 1}))
+
+
+def check_prediction(sizes: dict[str, Any], precision: str, work: Workload, model: ModelConfig = SMALL) -> Simulation:
+    layout = Layout(**sizes)
+    found, planned = simulated(layout, precision, model, work), plan_memory(model, layout, work, PRECISIONS[precision])
+    assert planned.peak.total == pytest.approx(found.total, rel=0.10)
+    assert planned.stage == found.stage
+    return found
 
 
 @pytest.mark.parametrize(
-    ("layout", "words"),
+    ("precision", "sizes"),
     [
-        (Layout(data_parallel_shard=4, expert=4), "cannot simulate parallel.expert 4: only data-parallel layouts"),
-        (Layout(tensor=2), "cannot simulate parallel.tensor 2"),
-        (Layout(recompute="selective"), "cannot simulate recompute selective"),
-        (Layout(data_parallel_shard=2048), "cannot simulate 2048 ranks; at most 1024"),
+        ("float32", {"data_parallel_shard": 4}),
+        ("bfloat16", {"data_parallel_shard": 4, "recompute": "full"}),
+        ("bfloat16", {"data_parallel_shard": 4, "expert": 4}),
+        ("float32", {"data_parallel_shard": 4, "expert": 2, "recompute": "selective"}),
+        ("bfloat16", {"data_parallel_shard": 2, "tensor": 2, "expert": 4}),
+        ("float32", {"data_parallel_shard": 2, "context": 2}),
+        ("bfloat16", {"data_parallel_shard": 2, "pipeline": 4, "expert": 2}),
     ],
 )
-def test_layouts_that_todays_code_cannot_build_are_refused(layout: Layout, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        simulated(layout)
+def test_the_prediction_follows_the_simulation(precision: str, sizes: dict[str, Any]) -> None:
+    check_prediction(sizes, precision, Workload(256, 4, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data_parallel_shard": 4, "data_parallel_replicate": 2},
+        {"data_parallel_shard": 64, "expert": 8},
+        {"data_parallel_shard": 4, "expert": 8, "tensor": 2, "recompute": "selective"},
+        {"data_parallel_shard": 16, "expert": 4, "tensor": 2, "context": 2},
+        {"data_parallel_shard": 2, "tensor": 2},
+        {"data_parallel_shard": 2, "context": 2, "pipeline": 2, "recompute": "full"},
+        {"data_parallel_shard": 2, "tensor": 2, "pipeline": 2, "expert": 4},
+    ],
+)
+def test_the_prediction_follows_the_simulation_of_every_kind_of_layout(precision: str, sizes: dict[str, Any]) -> None:
+    check_prediction(sizes, precision, Workload(256, 4, 8))
+
+
+def test_a_layout_that_divides_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tensor 3 does not divide num_key_value_heads"):
+        simulated(Layout(tensor=3))
+    with pytest.raises(ConfigError, match="cannot simulate 2048 ranks; at most 1024"):
+        simulated(Layout(data_parallel_shard=2048))
     assert not dist.is_initialized()
 
 
@@ -83,11 +113,17 @@ def test_another_trainers_state_is_not_simulated() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recompute", ["none", "full"])
-def test_ling_mini_on_eight_gpus(recompute: str) -> None:
-    mini, work = ModelConfig(**preset("ling_mini")["model"]), Workload(4096)
-    layout = Layout(data_parallel_shard=8, recompute=recompute)  # type: ignore[arg-type]
-    found = simulated(layout, "bfloat16", mini, work)
-    assert found.moments == 8 * count_parameters(mini).total // 8
-    planned = plan_memory(mini, layout, work, PRECISIONS["bfloat16"])
-    assert planned.peak.total == pytest.approx(found.total, rel=0.10)
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"data_parallel_shard": 8},
+        {"data_parallel_shard": 8, "expert": 8, "recompute": "full"},
+        {"data_parallel_shard": 64, "expert": 8, "tensor": 2, "pipeline": 4, "data_parallel_replicate": 2},
+    ],
+)
+def test_ling_mini_on_eight_and_on_a_thousand_gpus(sizes: dict[str, Any]) -> None:
+    mini = ModelConfig(**preset("ling_mini")["model"])
+    found = check_prediction(sizes, "bfloat16", Workload(4096, 1, 8), mini)
+    if sizes == {"data_parallel_shard": 8}:
+        assert found.moments == 8 * count_parameters(mini).total // 8

@@ -11,7 +11,7 @@ from ling.scaling.flops import count_flops
 from ling.scaling.layout import Layout, plan_layout, stage_layers
 from ling.scaling.memory import plan_memory
 from ling.scaling.parameters import count_parameters
-from ling.scaling.precision import PRECISIONS
+from ling.scaling.precision import PRECISIONS, with_muon
 
 _MOST_RANKS = 16
 """Listed one by one."""
@@ -25,10 +25,12 @@ def describe(recipe: Recipe, directory: Path) -> str:
     layout = plan_layout(recipe.parallel, recipe.model, ranks, train.sequence_length)
     work, tokens = _workload(recipe, layout)
     flops = count_flops(recipe.model, work.sequence_length)
-    memory = plan_memory(recipe.model, layout, work, PRECISIONS[train.precision])
+    held = PRECISIONS[train.precision]
+    if recipe.optim.method == "muon":
+        held = with_muon(held, recipe.optim.muon.chunk_mib)
+    memory = plan_memory(recipe.model, layout, work, held)
     changes = [f"  {key}: {after}  (default {before})" for key, (before, after) in recipe_diff(recipe).items()]
     begin = "new weights" if recipe.run.start_from is None else f"the weights of {recipe.run.start_from}"
-    held = memory.resting.total
     return "\n".join(
         [
             f"directory:   {directory}",
@@ -37,7 +39,7 @@ def describe(recipe: Recipe, directory: Path) -> str:
             f"steps:       {train.steps:,} of at most {tokens:,} tokens",
             f"FLOPs:       {flops.training:.3g} per token, {flops.training * tokens * train.steps:.3g} in all",
             f"memory:      {_gb(memory.peak.total)} per rank at the fullest moment ({memory.moment}), "
-            f"{_gb(held)} between steps; predicted, {train.precision}",
+            f"{_gb(memory.resting.total)} between steps; predicted, {train.precision}",
             f"layout:      {layout}" + (f", recompute {layout.recompute}" if layout.recompute != "none" else ""),
             *_ranks(recipe, layout),
             "differs from the defaults:",

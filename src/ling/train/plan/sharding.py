@@ -1,29 +1,43 @@
-"""The one place that decides which layouts a simulation can run; it builds them as a real run does."""
+"""A layout as a simulation builds it: as a real run does, but for where rows go, which depends on values it has not."""
+
+from functools import partial
 
 import torch
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch import Tensor
+from torch.distributed import ProcessGroup
 
-from ling.errors import ConfigError
+from ling.config import ModelConfig
 from ling.model import CausalLM
+from ling.parallel.context import even_split
+from ling.parallel.experts import Dispatch, ExpertParallel
 from ling.parallel.ranks import Ranks
-from ling.parallel.shard import parallelize
+from ling.parallel.shard import parallelize, policy_of
+from ling.scaling.activations import rank_visits
 from ling.scaling.layout import Layout
 from ling.scaling.precision import Precision
 
 
-def why_not(layout: Layout) -> str | None:
-    """Return None, or what of `layout` cannot be simulated: how many rows an exchange moves depends on values."""
-    for name, size in layout.axes():
-        if size > 1 and not name.startswith("data_parallel"):
-            return f"parallel.{name} {size}: only data-parallel layouts so far"
-    return "recompute selective: only none and full so far" if layout.recompute == "selective" else None
+def lay_out(model: CausalLM, layout: Layout, precision: Precision) -> Ranks:
+    """Lay `model` out in place over the process group at hand."""
+    ranks = Ranks(layout)
+    if layout.gpus > 1 or precision.parameter != precision.compute_bytes:
+        exchange = partial(BalancedExperts, model=model.config)
+        parallelize(model, ranks, policy_of(precision.compute), exchange)
+    elif layout.recompute == "selective":
+        raise AssertionError("one process of one precision is not laid out")
+    return ranks
 
 
-def shard(model: CausalLM, layout: Layout, precision: Precision) -> None:
-    """Shard `model` in place over the process group at hand."""
-    if (reason := why_not(layout)) is not None:
-        raise ConfigError(f"cannot simulate {reason}; leave out --simulate for a prediction")
-    if layout.gpus == 1 and precision.parameter == precision.compute_bytes:
-        return
-    policy = MixedPrecisionPolicy(param_dtype=getattr(torch, precision.compute), reduce_dtype=torch.float32)
-    parallelize(model, Ranks(layout), policy)
+class BalancedExperts(ExpertParallel):
+    """The exchange under balance: every token goes to as many ranks as it can, and every rank gets as much."""
+
+    def __init__(self, group: ProcessGroup, num_experts: int, model: ModelConfig) -> None:
+        super().__init__(group, num_experts)
+        self._visits = rank_visits(model, group.size())
+
+    def plan(self, ids: Tensor) -> Dispatch:
+        (N, k), W = ids.shape, self.group.size()
+        each = even_split(N * self._visits, W)
+        token_of_row = torch.zeros(sum(each), dtype=torch.int64, device=ids.device)
+        there = torch.zeros(sum(each), k, dtype=torch.bool, device=ids.device)
+        return Dispatch(token_of_row, there, each, [each[self.group.rank()]] * W, N * k)

@@ -5,11 +5,13 @@ So a layout is known to construct, and its bytes per rank are those of its tenso
 allocator's rounding, communication buffers, workspaces inside kernels. Counted although a real step spares it: where
 two gradients of one weight meet (the embedding's, with MTP), autograd adds in place only if they are plain tensors.
 
-Three operations cannot run without content and get their shape from an assumption: every slot has a label, a
-grouped GEMM takes any dtype, and clipping is left out, which needs no memory to speak of.
+What depends on content gets its shape from an assumption: every slot has a label, experts are balanced and a token goes
+to as many of their ranks as it can, a grouped GEMM takes any dtype, and clipping is left out, which needs no memory to
+speak of.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,13 +30,14 @@ from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.batch import PackedBatch
 from ling.ops.ragged import Ragged
-from ling.parallel.recompute import recompute_block
+from ling.parallel.ranks import Ranks
 from ling.scaling.activations import Workload
 from ling.scaling.layout import Layout, check_layout
+from ling.scaling.memory import plan_memory
 from ling.scaling.precision import Precision
 from ling.train.batch import TrainBatch
 from ling.train.loss import compute_loss
-from ling.train.plan.sharding import shard
+from ling.train.plan.sharding import lay_out
 
 MOST_RANKS = 1024
 _STEPS = 2
@@ -45,7 +48,10 @@ _GROUPED_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulation:
-    """Bytes of rank 0 at the fullest moment of a step."""
+    """Bytes of the first rank of a stage at the fullest moment of a step."""
+
+    stage: int
+    """Of the pipeline: the one that is predicted to be the fullest."""
 
     parameters: int
     gradients: int
@@ -73,13 +79,14 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
             f"take rows of a multiple of {_GROUPED_BYTES} bytes, others need values; use --precision float32"
         )
     began = time.perf_counter()
-    with _nobody_else(layout.gpus), torch.device("meta"):
-        network = CausalLM(model)
-        shard(network, layout, precision)
-        with torch.device("cpu"):
-            how = {"run": recompute_block} if layout.recompute == "full" else {}
-            peak = _run(network, work, how)
+    stage = plan_memory(model, layout, work, precision).stage
+    with _nobody_else(layout.gpus, stage * layout.stage_ranks):
+        with torch.device("meta"):
+            network = CausalLM(model)
+            ranks = lay_out(network, layout, precision)
+        peak = _run(network, work, ranks)
     return Simulation(
+        stage=stage,
         parameters=peak["Parameter"],
         gradients=peak["Gradient"],
         moments=peak["Optstate"],
@@ -91,24 +98,31 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
     )
 
 
-def _run(network: CausalLM, work: Workload, how: dict[str, Any]) -> dict[str, int]:
+def _run(network: CausalLM, work: Workload, ranks: Ranks) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
         optimizer = _Adam(network.parameters())
-        batch = _batch(network.config, work)
+        batch = _batch(network.config, work).shared(ranks)
+        microbatches = min(ranks.stage.count + 1, work.microbatches)  # more of them hold no more
+        rate = 1e-6 if work.z_loss else 0.0
         tracker = MemTracker()
         tracker.track_external(network, optimizer, batch.tokens, batch.positions, batch.labels, batch.mtp_labels)
         with tracker, _WithoutContent():
             for _ in range(_STEPS):
-                for _ in range(min(2, work.microbatches)):  # more of them hold no more
+                losses: deque[Tensor] = deque()
+                outputs = []
+                for _, is_backward in ranks.stage.passes(microbatches):
+                    if is_backward:
+                        losses.popleft().backward()
+                        continue
                     tracker.reset_mod_stats()
-                    output = network(batch.tokens, batch.positions, batch.attention, **how)
-                    rate = 1e-6 if work.z_loss else 0.0
-                    losses = compute_loss(network, output, batch.labels, batch.mtp_labels, router_z_loss=rate)
-                    losses.total.backward()
-                    del losses
+                    outputs.append(ranks.run(network, batch.tokens, batch.positions, batch.attention, batch.token_runs))
+                    found = compute_loss(network, outputs[-1], batch.labels, batch.mtp_labels, router_z_loss=rate)
+                    losses.append(found.total)
+                    del found
+                ranks.stage.finish()
                 optimizer.step()
-                del output
+                outputs.clear()
                 optimizer.zero_grad(set_to_none=True)
     (snapshot,) = tracker.get_tracker_snapshot("peak").values()
     return {str(getattr(key, "value", key)): int(value) for key, value in snapshot.items()}
@@ -165,13 +179,13 @@ class _WithoutContent(TorchDispatchMode):
 
 
 @contextmanager
-def _nobody_else(ranks: int) -> Iterator[None]:
-    """Be rank 0 of `ranks`; the others answer at once and with nothing."""
+def _nobody_else(ranks: int, rank: int) -> Iterator[None]:
+    """Be one of `ranks`; the others answer at once and with nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if dist.is_initialized():
         raise ConfigError("cannot simulate inside a distributed run; call `ling plan --simulate` on its own")
     with ExitStack() as stack:
-        dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
         stack.callback(dist.destroy_process_group)
         yield
