@@ -53,6 +53,40 @@ def test_two_ranks_train_as_one_process_and_leave_one_export(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_stages_train_as_one_process_does_measure_export_and_are_profiled(tmp_path: Path) -> None:
+    plain = [*RECIPE, "run.evaluate_prompts=0", "run.export_every=4"]
+    finish(start(1, *plain, "--out", str(tmp_path / "one")))
+    finish(start(2, *plain, "parallel.pipeline=2", "run.profile_from=2", "--out", str(tmp_path / "two")))
+    for mine, other in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert mine["counts"].keys() == other["counts"].keys()
+    bits = [
+        [json.loads(line)["evaluation/bits_per_byte"] for line in (run / "evaluations.jsonl").read_text().splitlines()]
+        for run in (tmp_path / "two", tmp_path / "one")
+    ]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-4)
+    assert {path.name for path in (tmp_path / "two/exports").iterdir()} == {"step_000004", "step_000008"}
+    traces = {path.name for path in (tmp_path / "two/profile").iterdir()}
+    assert traces == {"steps_2_to_4.json.gz", "steps_2_to_4_rank_1.json.gz"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bfloat16_trains_on_one_process_and_on_two_and_goes_on_to_the_same_bits(tmp_path: Path, ranks: int) -> None:
+    low = [*RECIPE, "train.precision=bfloat16"]
+    finish(start(ranks, *low, "--out", str(tmp_path / "whole")))
+    process = start(ranks, *low, "train.steps=8", "train.checkpoint_every=1", "--out", str(tmp_path / "cut"))
+    while not list((tmp_path / "cut/checkpoints").glob("step_*")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    finish(start(ranks, RECIPE[0], "--resume", "--out", str(tmp_path / "cut")))
+    losses = [[line["loss"] for line in lines(tmp_path / run)] for run in ("whole", "cut")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
 def test_ranks_that_are_told_to_stop_leave_a_checkpoint_and_one_process_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(2, *RECIPE, "train.steps=400", "train.checkpoint_every=200", "--out", str(run))

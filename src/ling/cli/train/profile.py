@@ -13,9 +13,10 @@ DIRECTORY = "profile"
 class Profile:
     """Records `run.profile_steps` steps from `run.profile_from` on."""
 
-    def __init__(self, run: RunConfig, directory: Path) -> None:
+    def __init__(self, run: RunConfig, directory: Path, rank: int = 0) -> None:
         self._first, self._last = run.profile_from, run.profile_from + run.profile_steps - 1
-        self._target = directory / DIRECTORY / f"steps_{self._first}_to_{self._last}.json.gz"
+        of_rank = f"_rank_{rank}" if rank else ""
+        self._target = directory / DIRECTORY / f"steps_{self._first}_to_{self._last}{of_rank}.json.gz"
         self._profiler: Any = None
 
     def between(self, done: int) -> Path | None:

@@ -100,7 +100,7 @@ def _run(recipe: Recipe, run: RunDirectory, process: Process, ranks: Ranks | Non
         console.print(f"continuing after step {done}")
     with process.first_alone():
         evaluation = Evaluation(run.path, data, model, training.state.step, writes=process.is_first)
-    profile = Profile(recipe.run, run.path if process.is_first else run.path / "profile" / f"rank_{process.rank}")
+    profile = Profile(recipe.run, run.path, process.rank)
     profile.between(training.state.step)
     precision = ExportFormat(precision=recipe.model.torch_dtype)
     with Display(console, recipe, training.state.step) as display:
