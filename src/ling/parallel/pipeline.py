@@ -105,8 +105,8 @@ class Stage:
     # ---- what travels ----
 
     def _push(self, tensor: Tensor, steps: int) -> None:
-        while self._sent and self._sent[0][0].is_completed():
-            self._sent.popleft()
+        while len(self._sent) > 2 * self.count:  # long since received: a neighbour is at most `count` passes behind
+            self._sent.popleft()[0].wait()
         tensor = tensor.detach().contiguous()
         work = dist.isend(tensor, self._rank + steps * self._stride, group=self._ahead if steps > 0 else self._back)
         assert work is not None
