@@ -16,7 +16,7 @@ from torch import Tensor
 from ling.checkpoint import load_model
 from ling.engine.request import Completion, GenerationStats, SamplingParams, Sequence
 from ling.engine.runner import Runner
-from ling.engine.sampler import sample
+from ling.engine.sampler import Row, sample
 from ling.engine.scoring import negative_log_likelihoods
 from ling.engine.speculative import count_accepted, propose
 from ling.errors import CheckpointError, RequestError
@@ -109,7 +109,7 @@ class LLM:
         self.stats = GenerationStats()
         (sequence,) = self._admit([prompt], params or SamplingParams())
         for new in self._run([sequence]):
-            yield from (t for t in new[0] if t not in self.stop_ids or sequence.params.ignore_eos)
+            yield from (t for t in new[0] if not self._ends(sequence, t))
 
     # ---- the loop ----
 
@@ -127,6 +127,11 @@ class LLM:
             vocabulary = self.model.config.vocab_size
             if (stray := next((t for t in tokens if not 0 <= t < vocabulary), None)) is not None:
                 raise RequestError(f"token id {stray} is not in a vocabulary of {vocabulary}")
+            named = (*params.logit_bias, *params.stop_token_ids)
+            if (stray := next((t for t in named if not 0 <= t < vocabulary), None)) is not None:
+                raise RequestError(
+                    f"logit_bias or stop_token_ids names token id {stray}, which is not in a vocabulary of {vocabulary}"
+                )
             max_new = min(params.max_tokens, context - len(tokens))
             sequences.append(Sequence(slot=slot, tokens=tokens, num_prompt=len(tokens), params=params, max_new=max_new))
         return sequences
@@ -153,12 +158,11 @@ class LLM:
         hidden = runner.forward(active, new).split([len(tokens) for tokens in new])
         # A prompt is asked for its last row only; a verification for every row.
         asked = [h[-1 - len(s.drafts) :] for s, h in zip(active, hidden)]
-        owners = [s for s, rows in zip(active, asked) for _ in rows]
-        positions = [len(s.tokens) + i for s, rows in zip(active, asked) for i in range(len(rows))]
-        chosen = iter(sample(runner.logits(torch.cat(asked)), positions, [s.params for s in owners]))
+        rows = [Row(s.params, s.tokens, s.num_prompt, s.drafts[:i]) for s in active for i in range(1 + len(s.drafts))]
+        chosen = iter(sample(runner.logits(torch.cat(asked)), rows))
         still: list[tuple[Sequence, Tensor]] = []
-        for s, rows, h, tokens in zip(active, asked, hidden, new):
-            own = [next(chosen) for _ in rows]
+        for s, h, tokens in zip(active, hidden, new):
+            own = [next(chosen) for _ in range(1 + len(s.drafts))]
             accepted = count_accepted(s.drafts, own)
             self.stats.drafted += len(s.drafts)
             self.stats.accepted += accepted
@@ -176,12 +180,15 @@ class LLM:
         for token in tokens:
             s.tokens.append(token)
             self.stats.tokens += 1
-            if token in self.stop_ids and not s.params.ignore_eos:
+            if self._ends(s, token):
                 s.finish_reason = "stop"
                 return
             if len(s.generated) >= s.max_new:
                 s.finish_reason = "length"
                 return
+
+    def _ends(self, s: Sequence, token: int) -> bool:
+        return token in s.params.stop_token_ids or (token in self.stop_ids and not s.params.ignore_eos)
 
     def _complete(self, s: Sequence) -> Completion:
         assert s.finish_reason is not None

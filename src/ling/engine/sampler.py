@@ -5,7 +5,9 @@ not on whether a token is being drafted or verified. So the same seed gives the 
 same noise agrees with its target wherever their distributions agree.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,28 +17,63 @@ from ling.engine.request import SamplingParams
 _MASK64 = (1 << 64) - 1
 
 
-def sample(logits: Tensor, positions: Sequence[int], params: Sequence[SamplingParams]) -> list[int]:
-    """Choose one token per row.
+class Row(NamedTuple):
+    """What a choice depends on beside its logits."""
 
-    logits     (N, V) float32
-    positions  index that each chosen token will have in its sequence
-    params     of the sequence each row belongs to
-    """
-    if all(p.temperature == 0 for p in params):
+    params: SamplingParams
+    tokens: Sequence[int]
+    """Of the sequence so far, prompt included; not copied."""
+    num_prompt: int
+    drafts: Sequence[int] = ()
+    """That stand between them and the token to choose."""
+
+    @property
+    def position(self) -> int:
+        """Index that the chosen token will have in its sequence."""
+        return len(self.tokens) + len(self.drafts)
+
+
+def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
+    """Choose one token per row; logits (N, V) float32."""
+    if all(row.params.is_plain_greedy for row in rows):
         return logits.argmax(1).tolist()
-    chosen = [_sample_row(row, position, p) for row, position, p in zip(logits, positions, params)]
+    chosen = [_sample_row(own, row) for own, row in zip(logits, rows, strict=True)]
     return [int(token) for token in torch.stack(chosen).tolist()]
 
 
-def _sample_row(logits: Tensor, position: int, params: SamplingParams) -> Tensor:
+def _sample_row(logits: Tensor, row: Row) -> Tensor:
+    params = row.params
+    logits = _steer(logits, row)
     if params.temperature == 0:
         return logits.argmax()
     scaled = _keep_likely(logits / params.temperature, params)
-    return (scaled + gumbel_noise(params.seed, position, len(logits), logits.device)).argmax()
+    return (scaled + gumbel_noise(params.seed, row.position, len(logits), logits.device)).argmax()
+
+
+def _steer(logits: Tensor, row: Row) -> Tensor:
+    """Apply bias, then penalties; each row counts its own drafts, so verifying chooses as plain decoding does."""
+    params = row.params
+    if params.logit_bias:
+        ids = torch.tensor(list(params.logit_bias), device=logits.device)
+        bias = torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        logits = logits.index_add(0, ids, bias)
+    if not params.counts_tokens:
+        return logits
+    answer = torch.tensor([*row.tokens[row.num_prompt :], *row.drafts], dtype=torch.int64, device=logits.device)
+    once = torch.ones(len(answer), device=logits.device)
+    counts = torch.zeros(len(logits), device=logits.device).index_add_(0, answer, once)
+    if params.repetition_penalty != 1:
+        prompt = torch.tensor(row.tokens[: row.num_prompt], dtype=torch.int64, device=logits.device)
+        seen = (counts > 0).index_fill(0, prompt, True)
+        penalised = torch.where(logits > 0, logits / params.repetition_penalty, logits * params.repetition_penalty)
+        logits = torch.where(seen, penalised, logits)
+    return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
 
 
 def _keep_likely(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Set everything outside top-k and top-p to -inf."""
+    """Set everything outside min-p, top-k and top-p to -inf."""
+    if params.min_p:
+        logits = logits.masked_fill(logits < logits.max() + math.log(params.min_p), -torch.inf)
     if params.top_k and params.top_k < len(logits):
         kth = logits.topk(params.top_k).values[-1]
         logits = logits.masked_fill(logits < kth, -torch.inf)

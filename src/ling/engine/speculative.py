@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ling.engine.request import Sequence
 from ling.engine.runner import Runner
-from ling.engine.sampler import sample
+from ling.engine.sampler import Row, sample
 
 
 def propose(runner: Runner, sequences: list[Sequence], hiddens: list[Tensor], num_drafts: int) -> None:
@@ -25,12 +25,12 @@ def propose(runner: Runner, sequences: list[Sequence], hiddens: list[Tensor], nu
     for s, h in zip(sequences, hiddens):
         s.num_drafted_slots += len(h)
     drafts: list[list[int]] = [[] for _ in sequences]
-    for depth in range(num_drafts):
+    for _ in range(num_drafts):
         out = runner.draft(sequences, starts, ahead, hidden)
         last = torch.tensor([len(a) for a in ahead], device=out.device).cumsum(0) - 1
         hidden = out[last]
-        positions = [len(s.tokens) + depth for s in sequences]
-        proposed = sample(runner.logits(hidden), positions, [s.params for s in sequences])
+        rows = [Row(s.params, s.tokens, s.num_prompt, own) for s, own in zip(sequences, drafts)]
+        proposed = sample(runner.logits(hidden), rows)
         for own, token in zip(drafts, proposed):
             own.append(token)
         starts = [start + len(a) for start, a in zip(starts, ahead)]
