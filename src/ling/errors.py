@@ -28,5 +28,9 @@ class RequestError(LingError):
     """A generation request that this model cannot serve."""
 
 
+class QueueFullError(LingError):
+    """A request that could be served, but not now: too many wait, or the engine is stopping."""
+
+
 class BackendError(LingError):
     """A back end that was asked for by name and cannot take this call."""

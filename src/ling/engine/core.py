@@ -1,0 +1,1 @@
+"""The engine: requests in, a step at a time, deltas out."""
