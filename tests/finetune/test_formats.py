@@ -119,6 +119,10 @@ def test_a_record_says_whether_it_thinks(given: object, said: str | None) -> Non
             "damaged tool call", "tool call 0 of message 1, as rendered, is no JSON: ''",
         ),
         ({"messages": [HI, BYE | {"tool_calls": [CALL | {"name": 'a"b'}]}]}, "damaged tool call", "is no JSON"),
+        (
+            {"messages": [HI, BYE | {"tool_calls": [CALL | {"arguments": "{}}\n</tool_call>, then"}]}]},
+            "damaged tool call", "is no JSON",
+        ),
         ({"messages": [HI, BYE], "tools": "[{]"}, "damaged tools", "the tools are text, but no JSON: Expecting"),
         ({"messages": [HI, BYE], "tools": [1]}, "damaged tools", "must be a list of objects"),
         ({"messages": [HI, BYE], "thinking": "maybe"}, "damaged record", "thinking must be on or off, got 'maybe'"),

@@ -220,7 +220,7 @@ def _call(given: Any, where: str) -> dict[str, Any]:
         read = parse_answer(format_tool_call(name, arguments))
     except (ValueError, RecursionError):
         raise SampleError("damaged tool call", f"the arguments of {where} cannot be written as JSON") from None
-    if len(read.tool_calls) != 1 or read.tool_calls[0].name != name:
+    if read.malformed or len(read.tool_calls) != 1 or read.tool_calls[0].name != name:
         raise SampleError("damaged tool call", f"{where}, as rendered, is no JSON: {shown(arguments)}")
     return {"name": name, "arguments": arguments}
 

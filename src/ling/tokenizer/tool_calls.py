@@ -2,11 +2,13 @@
 
     ["\\n"] ["<think>" REASONING "</think>"] [TEXT] ("<tool_call>" JSON "</tool_call>")*
 
-JSON is an object with a string `name` and an object `arguments` (or a string that holds one). A turn that
-starts a call and does not follow this grammar to its end is no call at all: its text comes back as it is.
+JSON is an object with a string `name` and an object `arguments` (or a string that holds one). Calls are read
+in order, and stand. Where the turn leaves this grammar, in a call or after one, all that follows the last
+call read is text and comes back as it is: so the whole answer and its stream (`server.answer_parser`) agree.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +30,11 @@ class ToolCall:
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
     content: str | None
-    """Text before the first call, or None if there is none."""
+    """Text before the first call and, if `malformed`, what follows the last; None if there is none."""
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     malformed: bool = False
-    """A call was begun and cannot be read; `content` then holds everything after the reasoning, unchanged."""
+    """A call was begun, and from the last of `tool_calls` on the text does not follow the grammar."""
 
 
 def parse_answer(text: str) -> ParsedAnswer:
@@ -41,14 +43,27 @@ def parse_answer(text: str) -> ParsedAnswer:
     Reasoning that never ends (the answer was cut short) is reasoning to the last character.
     """
     reasoning, rest = _split_reasoning(text)
-    before, begun, calls = rest.partition(wording.CALL_OPEN)
-    if not begun:
+    start = rest.find(wording.CALL_OPEN)
+    if start < 0:
         return ParsedAnswer(rest or None, reasoning)
-    try:
-        tool_calls = _read_calls(begun + calls)
-    except (ValueError, RecursionError):  # JSON's errors and our own are ValueErrors
+    calls, end = _read_calls(rest, start)
+    if not calls:
         return ParsedAnswer(rest, reasoning, malformed=True)
-    return ParsedAnswer(before.removesuffix("\n") or None, reasoning, tool_calls)
+    after = rest[end:] if rest[end:].strip() else ""
+    content = rest[:start].removesuffix("\n") + after
+    return ParsedAnswer(content or None, reasoning, calls, malformed=bool(after))
+
+
+def read_call(text: str, at: int = 0) -> tuple[ToolCall, int]:
+    """Read a call's JSON that starts at `at`, and return the call and where its JSON ends.
+
+    Raises ValueError where this is no call; what follows the JSON does not matter.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, at)  # finds the end of the JSON, whatever its strings spell
+        return _call(value), end
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def format_tool_call(name: str, arguments: Mapping[str, Any] | str) -> str:
@@ -65,20 +80,26 @@ def _split_reasoning(text: str) -> tuple[str | None, str]:
     return reasoning.strip("\n") or None, rest.lstrip("\n")
 
 
-def _read_calls(text: str) -> tuple[ToolCall, ...]:
-    """Read one call after the other; only blanks may stand between and after them."""
+def _read_calls(text: str, at: int) -> tuple[tuple[ToolCall, ...], int]:
+    """Read one call after the other, blanks between them, and say where the last one that can be read ends."""
     calls: list[ToolCall] = []
-    while text := text.lstrip():
-        if not text.startswith(wording.CALL_OPEN):
-            raise ValueError(f"text after call {len(calls)}")
-        body = text.removeprefix(wording.CALL_OPEN).lstrip()
-        value, end = _DECODER.raw_decode(body)  # finds the end of the JSON, whatever its strings spell
-        text = body[end:].lstrip()
-        if not text.startswith(wording.CALL_CLOSE):
-            raise ValueError(f"call {len(calls)} is not closed")
-        text = text.removeprefix(wording.CALL_CLOSE)
-        calls.append(_call(value))
-    return tuple(calls)
+    end = at
+    while text.startswith(wording.CALL_OPEN, at := _after_blanks(text, end)):
+        try:
+            call, at = read_call(text, _after_blanks(text, at + len(wording.CALL_OPEN)))
+        except ValueError:
+            break
+        at = _after_blanks(text, at)
+        if not text.startswith(wording.CALL_CLOSE, at):
+            break
+        end = at + len(wording.CALL_CLOSE)
+        calls.append(call)
+    return tuple(calls), end
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = _NOT_BLANK.search(text, at)
+    return found.start() if found else len(text)
 
 
 def _call(value: object) -> ToolCall:
@@ -98,3 +119,4 @@ def _refuse_constant(spelling: str) -> None:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_NOT_BLANK = re.compile(r"\S")
