@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from ling.cli.bench.command import app as bench
 from ling.cli.chat import chat
 from ling.cli.config import config
 from ling.cli.convert import convert
@@ -46,6 +47,7 @@ for command in (
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,1 @@
+"""`ling bench`: how fast a server, or the engine by itself, answers."""

@@ -1,0 +1,13 @@
+"""`ling bench` and its three commands."""
+
+import typer
+
+from ling.cli.bench.serve import serve
+
+app = typer.Typer(
+    help="Measure a server, or the engine by itself.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+for command in (serve,):
+    app.command()(command)

@@ -1,0 +1,85 @@
+"""What a benchmark prints, and the file it may leave."""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ling.errors import ConfigError
+from ling.version import __version__
+
+
+def describe_machine(*, with_torch: bool) -> dict[str, Any]:
+    """Return what a reader needs to judge a number by.
+
+    with_torch  the model runs in this process, so torch's version and threads are told
+    """
+    machine: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "ling": __version__,
+    }
+    if with_torch:
+        import torch
+
+        machine |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+        if torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def print_report(title: str, rows: Iterable[tuple[str, str]], machine: Mapping[str, Any], notes: Iterable[str]) -> None:
+    """Print a table of names and values, the machine, and what a reader has to know."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    for name, value in rows:
+        table.add_row(name, value)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()), markup=False)
+    for note in notes:
+        console.print(note, markup=False)
+
+
+def metric_rows(
+    numbers: Mapping[str, Any], metrics: Mapping[str, str], percentiles: Sequence[float]
+) -> list[tuple[str, str]]:
+    """Return a row for each metric in `numbers`: mean, median and percentiles in milliseconds."""
+    rows = []
+    for name, words in metrics.items():
+        if (mean := numbers.get(f"mean_{name}_ms")) is None:
+            continue
+        parts = [f"mean {mean:,.2f}", f"median {numbers[f'median_{name}_ms']:,.2f}"]
+        parts += [f"p{p:g} {numbers[f'p{p:g}_{name}_ms']:,.2f}" for p in percentiles]
+        rows.append((f"{name.upper()}: {words} (ms)", "  ".join(parts)))
+    return rows
+
+
+def check_writable(file: Path | None) -> None:
+    """Refuse a result file that could not be written, before anything is measured."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise ConfigError(f"cannot write {file}: it is a directory, or there is none that it could lie in")
+
+
+def save_result(file: Path | None, numbers: Mapping[str, Any], settings: Mapping[str, Any], machine: Any) -> None:
+    """Write numbers with what they depend on to `file`, if there is one."""
+    if file is None:
+        return
+    when = datetime.now().astimezone().isoformat(timespec="seconds")
+    record = {"date": when, **settings, "machine": machine, **numbers}
+    file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
