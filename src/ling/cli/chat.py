@@ -1,78 +1,106 @@
 """`ling chat`: a conversation in the terminal. Without a model it opens the one that comes with the package."""
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from ling.cli.talk.conversation import Conversation
     from ling.engine.llm import LLM
-
-HELP = "/reset forgets the conversation, /quit ends"
+    from ling.engine.request import SamplingParams
 
 
 def chat(
     model: Annotated[
         Path | None, typer.Argument(help="Checkpoint directory or a hub's name; left out: the bundled model.")
     ] = None,
+    system: Annotated[str, typer.Option(help="Instructions for the model, as /system gives them.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0: always the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Only the most likely tokens that hold this probability.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    drafts: Annotated[int, typer.Option(min=0, max=16, help="Tokens the MTP layer drafts per step.")] = 1,
+    drafts: Annotated[int, typer.Option(min=0, max=16, help="Most tokens proposed per step; 0: no drafting.")] = 3,
+    plain: Annotated[bool, typer.Option("--plain", help="Print answers as they are, not as markdown.")] = False,
 ) -> None:
     """Talk to a model."""
     from ling.cli.models import open_model
 
-    converse(open_model(model, num_drafts=drafts), max_tokens=max_tokens, temperature=temperature, seed=seed)
+    llm = open_model(model, num_drafts=drafts, max_num_seqs=1)
+    converse(
+        llm, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, system=system, plain=plain
+    )  # fmt: skip
 
 
-def converse(llm: "LLM", *, max_tokens: int = 256, temperature: float = 0.0, seed: int = 0) -> None:
-    """Read lines and answer each, until the end of input."""
+def converse(
+    llm: "LLM",
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    system: str = "",
+    plain: bool = False,
+) -> None:
+    """Read messages and answer each, until the end of input."""
+    from ling.cli.talk.conversation import HINT, Conversation, QuitError
     from ling.engine.request import SamplingParams
     from ling.errors import LingError
 
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  arrows and history for input()
+
     console = Console(highlight=False)
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    console.print(f"[dim]{HELP}[/]")
-    history: list[dict[str, Any]] = []
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    conversation = Conversation(system)
+    console.print(HINT, style="dim", markup=False)
     while True:
         try:
-            line = console.input("[bold]you>[/] ").strip()
+            said = _read()
         except (EOFError, KeyboardInterrupt):
             console.print()
             return
-        if line in ("/quit", "/exit"):
-            return
-        if line == "/reset":
-            history = []
-        if not line or line == "/reset":
-            continue
-        history.append({"role": "user", "content": line})
         try:
-            history.append({"role": "assistant", "content": _answer(llm, history, params, console)})
+            if said.startswith("/"):
+                console.print(conversation.command(said.rstrip()), style="dim", markup=False)
+            elif said.strip():
+                _turn(llm, conversation, said.strip(), params, console, plain=plain or not console.is_terminal)
+        except QuitError:
+            return
         except LingError as error:
-            console.print(Text(f"{error} (/reset starts again)", style="red"))
-            history.pop()
-        except KeyboardInterrupt:
-            console.print("[dim]stopped; the question is forgotten[/]")
-            history.pop()
+            console.print(Text(str(error), style="red"))
 
 
-def _answer(llm: "LLM", history: list[dict[str, Any]], params: Any, console: Console) -> str:
-    """Print the answer as it comes; return it."""
-    from ling.tokenizer import IncrementalDetokenizer
+def _read() -> str:
+    """Read a message: a line, and more of them while they end in a backslash."""
+    lines = [input("you> ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1].removesuffix("\\")
+        lines.append(input("...> "))
+    return "\n".join(lines)
 
-    detokenizer = IncrementalDetokenizer(llm.tokenizer, skip_special=True)
-    text = ""
-    for token in llm.stream(llm.chat_prompt(history), params):
-        piece = detokenizer.push(token)
-        text += piece
-        console.out(piece, end="")
-    rest = detokenizer.finish()
-    stats = llm.stats
-    accepted = f", {100 * stats.acceptance_fraction:.0f} % of drafts accepted" if stats.drafted else ""
-    console.out(rest)
-    console.print(f"[dim]{stats.tokens} tokens, {stats.tokens_per_second:.0f} per second{accepted}[/]")
-    return text + rest
+
+def _turn(
+    llm: "LLM", conversation: "Conversation", said: str, params: "SamplingParams", console: Console, *, plain: bool
+) -> None:
+    """Answer `said`; both are kept, unless nothing came of it. Raises LingError."""
+    from ling.cli.talk.answer import ask
+    from ling.cli.talk.show import MarkdownShow, PlainShow
+    from ling.errors import RequestError
+
+    asked = {"role": "user", "content": said}
+    show = PlainShow(console) if plain else MarkdownShow(console)
+    try:
+        with show:
+            answer = ask(llm, [*conversation.messages, asked], params, show.push)
+    except RequestError as error:
+        raise RequestError(f"{error} (/reset starts again)") from None
+    if answer.finish_reason is None and not answer.text:
+        console.print("stopped before the answer began; the question is forgotten", style="dim")
+        return
+    conversation.turns += [asked, {"role": "assistant", "content": answer.text}]
+    stopped = "stopped; " if answer.finish_reason is None else ""
+    console.print(stopped + answer.describe(), style="dim")
