@@ -14,6 +14,9 @@ from tests.cli.streaming_server import PIECE_SECONDS, stream_from
 from ling.cli.bench.figures import figures, spread
 from ling.cli.bench.load import Outcome
 from ling.cli.bench.prompts import RandomPrompts
+from ling.cli.bench.traffic import weight_bytes
+from ling.scaling.parameters import count_parameters
+from ling.testing.models import tiny_model
 
 
 def serve(ling, url: str, tmp_path: Path, *more: object) -> tuple[dict[str, Any], str]:
@@ -40,6 +43,7 @@ def test_times_and_rates_are_those_of_the_server(ling, tmp_path: Path, endpoint:
     assert found["model_id"] == "scripted"
     assert "TTFT" in out
     assert "machine: cpu" in out
+    assert "threads" not in out  # the model runs elsewhere
 
 
 def test_random_prompts_are_ids_all_different_and_the_same_again(ling, tmp_path: Path) -> None:
@@ -194,3 +198,68 @@ def test_percentiles_are_numpys_and_one_token_has_no_time_per_further_one() -> N
     assert found["median_ttft_ms"] == found["p50_ttft_ms"] == pytest.approx(350)
     assert found["request_throughput"] == 1.0
     assert spread([], "x", [50]) == {}
+
+
+SMALL = ("--input-len", 6, "--output-len", 5)
+
+
+def test_latency_tells_seconds_rates_and_bytes(ling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ling.cli.bench.traffic.free_memory", lambda: 2**26)
+    out = tmp_path / "latency.json"
+    result = ling("bench", "latency", *SMALL, "--batch-size", 2, "--num-iters", 3, "--output-json", out)
+    assert result.code == 0, result.err
+    found = json.loads(out.read_text())
+    assert len(found["latencies"]) == 3
+    assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 3)
+    assert found["output_tokens_per_second"] == pytest.approx(2 * 5 / found["avg_latency"])
+    read = found["step_weight_bytes"] + found["step_cache_bytes"]
+    assert found["gb_per_second"] == pytest.approx(read / found["decode_step_ms"] / 1e6)
+    assert found["memory_percent"] == pytest.approx(100 * found["gb_per_second"] / found["memory_gb_per_second"])
+    assert found["machine"]["threads"] >= 1
+    assert "per cent of the memory's rate" in result.out
+    assert "over 0.016 GiB" in result.out
+
+
+def test_latency_with_drafts_tells_acceptance_in_place_of_bytes(ling) -> None:
+    result = ling("bench", "latency", *SMALL, "--num-iters", 1, "--num-iters-warmup", 0, "--drafting", "mtp")
+    assert result.code == 0, result.err
+    assert "drafts accepted" in result.out
+    assert "GB per second" not in result.out
+
+
+def test_throughput_counts_every_token(ling, tmp_path: Path) -> None:
+    out = tmp_path / "throughput.json"
+    result = ling("bench", "throughput", *SMALL, "--num-prompts", 7, "--max-num-seqs", 3, "--output-json", out)
+    assert result.code == 0, result.err
+    found = json.loads(out.read_text())
+    assert (found["total_output_tokens"], found["total_num_tokens"]) == (7 * 5, 7 * 11)
+    assert found["requests_per_second"] == pytest.approx(7 / found["elapsed_time"])
+    assert found["steps"] >= 3 * 5
+
+
+def test_throughput_reads_prompts_of_a_file(ling, tmp_path: Path) -> None:
+    file, out = tmp_path / "asked.jsonl", tmp_path / "throughput.json"
+    file.write_text('{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}\n{"prompt": [5, 6]}\n')
+    arguments = ("--input", file, "--num-prompts", 2, "--output-len", 3, "--output-json", out)
+    assert ling("bench", "throughput", *arguments).code == 0
+    assert json.loads(out.read_text())["total_output_tokens"] == 2 + 3
+
+
+@pytest.mark.parametrize("command", ["latency", "throughput"])
+def test_prompts_longer_than_the_context_are_refused(ling, command: str) -> None:
+    result = ling("bench", command, "--input-len", 600)
+    assert result.code == 2
+    assert "do not fit into the model's context of 512" in result.err
+
+
+def test_bytes_of_weights_are_those_that_the_scaling_counts_name() -> None:
+    model = tiny_model()
+    config, counted = model.config, count_parameters(model.config)
+    one, experts = weight_bytes(model, 1)
+    assert experts == config.num_experts_per_tok
+    rows = config.vocab_size - 1  # of the embedding, one token reads one row
+    biases = config.num_moe_layers * config.num_experts
+    assert one == 4 * (counted.activated - rows * config.hidden_size + biases)
+    many, all_of_them = weight_bytes(model, 10**6)
+    assert all_of_them == pytest.approx(config.num_experts)
+    assert many == pytest.approx(4 * (counted.total + biases))

@@ -16,10 +16,10 @@ def find_model(name: Path | None) -> Path:
     return bundled_directory() if name is None else resolve_checkpoint(name)
 
 
-def open_model(name: Path | None, *, num_drafts: int, **options: Any) -> "LLM":
+def open_model(name: Path | None, *, num_drafts: int | None = None, **options: Any) -> "LLM":
     """Return an engine over the model called `name`, or over the bundled one.
 
-    num_drafts  most tokens proposed per step; 0: no drafting
+    num_drafts  most tokens proposed per step; 0: no drafting; None: as `options` say
     options     of `LLM`
     """
     from ling.engine.llm import LLM
@@ -28,8 +28,9 @@ def open_model(name: Path | None, *, num_drafts: int, **options: Any) -> "LLM":
         import torch
 
         torch.set_num_threads(1)  # its tensors are too small to share: on a busy machine two threads only wait
-    drafting = {"num_speculative_tokens": num_drafts} if num_drafts else {"drafting": "none"}
-    return LLM(find_model(name), **drafting, **options)
+    if num_drafts is not None:
+        options |= {"num_speculative_tokens": num_drafts} if num_drafts else {"drafting": "none"}
+    return LLM(find_model(name), **options)
 
 
 def tell_apart(directory: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,32 +37,51 @@ def describe_machine(*, with_torch: bool) -> dict[str, Any]:
     return machine
 
 
-def print_report(title: str, rows: Iterable[tuple[str, str]], machine: Mapping[str, Any], notes: Iterable[str]) -> None:
-    """Print a table of names and values, the machine, and what a reader has to know."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Figures side by side: what the columns are called, and rows of a name and a figure for each."""
+
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]
+
+
+def print_report(
+    title: str,
+    rows: Iterable[tuple[str, str]],
+    machine: Mapping[str, Any],
+    notes: Iterable[str],
+    grid: Grid | None = None,
+) -> None:
+    """Print names and values, a grid below them, the machine, and what a reader has to know."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(title, style="bold", markup=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(justify="left")
     table.add_column(justify="right")
     for name, value in rows:
         table.add_row(name, value)
-    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    if grid is not None:
+        table = Table("", *grid.columns, box=None, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, values in grid.rows:
+            table.add_row(name, *values)
+        console.print(table)
     console.print("machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()), markup=False)
     for note in notes:
         console.print(note, markup=False)
 
 
-def metric_rows(
-    numbers: Mapping[str, Any], metrics: Mapping[str, str], percentiles: Sequence[float]
-) -> list[tuple[str, str]]:
-    """Return a row for each metric in `numbers`: mean, median and percentiles in milliseconds."""
-    rows = []
-    for name, words in metrics.items():
-        if (mean := numbers.get(f"mean_{name}_ms")) is None:
-            continue
-        parts = [f"mean {mean:,.2f}", f"median {numbers[f'median_{name}_ms']:,.2f}"]
-        parts += [f"p{p:g} {numbers[f'p{p:g}_{name}_ms']:,.2f}" for p in percentiles]
-        rows.append((f"{name.upper()}: {words} (ms)", "  ".join(parts)))
-    return rows
+def metric_grid(numbers: Mapping[str, Any], metrics: Mapping[str, str], percentiles: Sequence[float]) -> Grid:
+    """Return mean, median and percentiles in milliseconds of each metric in `numbers`."""
+    kinds = ["mean", "median", *(f"p{p:g}" for p in percentiles)]
+    rows = [
+        (f"{name.upper()}: {words}", [f"{numbers[f'{kind}_{name}_ms']:,.2f}" for kind in kinds])
+        for name, words in metrics.items()
+        if f"mean_{name}_ms" in numbers
+    ]
+    return Grid([f"{kind} (ms)" if kind == "mean" else kind for kind in kinds], rows)
 
 
 def check_writable(file: Path | None) -> None:

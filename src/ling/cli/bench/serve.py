@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ling.cli.bench.prompts import DatasetName, Prompt, RandomPrompts, read_prompts
-from ling.cli.bench.report import check_writable, describe_machine, metric_rows, print_report, save_result
+from ling.cli.bench.report import check_writable, describe_machine, metric_grid, print_report, save_result
 from ling.cli.progress import progress_bar
 from ling.errors import ConfigError, RequestError
 
@@ -97,8 +97,9 @@ def serve(
     save_result(save_result_to, numbers | details, settings, machine)
     if not numbers["completed"] and not interrupted:
         raise RequestError(f"none of {num_prompts} requests succeeded: {next(iter(numbers['errors']), 'no reason')}")
-    rows = [*_counts(numbers), *metric_rows(numbers, {m: METRICS[m] for m in metrics}, percentiles)]
-    print_report(f"{ask.model} at {client.url}{endpoint}", rows, machine, _notes(numbers, load.outcomes))
+    grid = metric_grid(numbers, {m: METRICS[m] for m in metrics}, percentiles)
+    title = f"{ask.model} at {client.url}{endpoint}"
+    print_report(title, _counts(numbers), machine, _notes(numbers, load.outcomes), grid)
     if interrupted:
         print("interrupted; these are the requests that were answered before", file=sys.stderr)
         raise typer.Exit(130)
