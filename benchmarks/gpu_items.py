@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ling.config import ModelConfig, preset
 from ling.config.training import OptimConfig
-from ling.engine.request import SamplingParams, Sequence
+from ling.engine.cache import PagedCache, Part
 from ling.engine.runner import Runner
 from ling.model import CausalLM, init_weights
 from ling.model.batch import PackedBatch, shift_within
@@ -80,15 +80,16 @@ def mini() -> CausalLM:
 def decode() -> dict[str, Any]:
     """Decode one sequence greedily behind a prompt of 128 tokens."""
     model, steps = mini(), 48
-    runner = Runner(model, 1, 512)
-    sequence = Sequence(slot=0, tokens=[7] * 128, num_prompt=128, params=SamplingParams(), max_new=steps)
-    new = torch.randint(MINI.vocab_size, (128,)).tolist()
+    block_size = 64
+    blocks = list(range(512 // block_size))
+    runner = Runner(model, PagedCache(MINI, len(blocks), block_size, torch.bfloat16, torch.device(DEVICE)))
+    new, done = torch.randint(MINI.vocab_size, (128,)).tolist(), 0
     seconds = []
     for _ in range(steps):
         synchronize()
         start = time.perf_counter()
-        hidden = runner.forward([sequence], [new])
-        sequence.num_cached += len(new)
+        (hidden,), _ = runner.forward([Part(blocks, done, len(new))], [new])
+        done += len(new)
         new = [int(runner.logits(hidden[-1:]).argmax())]
         seconds.append(time.perf_counter() - start)
     step = sorted(seconds[4:])[len(seconds[4:]) // 2]

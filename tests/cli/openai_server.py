@@ -73,7 +73,8 @@ def _choice(llm: LLM, asked: dict[str, Any], manner: str) -> dict[str, Any]:
     assert asked["model"] == "served"
     assert asked["temperature"] == 0
     prompt = asked["prompt"] if "prompt" in asked else llm.chat_prompt(asked["messages"])
-    (done,) = llm.generate([prompt], SamplingParams(max_tokens=asked["max_tokens"]))
+    (output,) = llm.generate([prompt], SamplingParams(temperature=0, max_tokens=asked["max_tokens"]))
+    (done,) = output.outputs
     ended = done.finish_reason == "stop"
     ids = done.token_ids[:-1] if ended else done.token_ids
     logprobs: list[Any] = [-x for x in llm.negative_log_likelihoods([[*prompt, *ids]])[0][len(prompt) - 1 :]]

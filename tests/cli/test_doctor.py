@@ -22,7 +22,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def llm() -> LLM:
-    return LLM.load(bundled_directory())
+    return LLM(bundled_directory())
 
 
 def edit(directory: Path, **changes: object) -> None:

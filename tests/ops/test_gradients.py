@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ling.ops.attention import HeadShape, attention, cached_attention, split_norm_rope, visible_keys
+from ling.ops.attention import HeadShape, attention, split_norm_rope, visible_keys
 from ling.ops.backend import use_backend
 from ling.ops.cross_entropy import IGNORE, linear_cross_entropy
 from ling.ops.linear import grouped_linear, linear
 from ling.ops.mlp import swiglu_mlp
 from ling.ops.moe import MoeWeights, mix_experts, moe_layer
 from ling.ops.norm import rms_norm
+from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention
 from ling.ops.ragged import Ragged
 from ling.ops.rope import Rope, apply_rope
 from ling.ops.router import RouterRule, count_experts, route
@@ -87,12 +88,14 @@ def case_attention_to_longer_keys(d: torch.dtype) -> Case:
     )
 
 
-def case_cached_attention(d: torch.dtype) -> Case:
+def case_paged_attention(d: torch.dtype) -> Case:
+    """Two sequences of 4 and 3 tokens in blocks of 3, apart; the second has a block it does not need."""
     rows = Ragged([2, 1])
-    visible = visible_keys(torch.tensor([2, 1]), torch.tensor([4, 3]), 2, 5)
+    visible = visible_keys(torch.tensor([2, 1]), torch.tensor([4, 3]), 2, 6)
+    held = HeldBlocks(torch.tensor([[4, 1], [2, 0]]), visible, None, 0)
     return (
-        lambda q, k, v: cached_attention(q, k, v, rows, visible),
-        [make(d, 0, 3, 4, 8), make(d, 1, 2, 5, 2, 8), make(d, 2, 2, 5, 2, 8)],
+        lambda q, k, v: paged_attention(q, BlockStore(k, v), rows, held),
+        [make(d, 0, 3, 4, 8), make(d, 1, 5, 3, 2, 8), make(d, 2, 5, 3, 2, 8)],
     )
 
 

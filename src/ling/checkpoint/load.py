@@ -1,9 +1,9 @@
 """Strict loading: every tensor has a place, every place gets a tensor, and each is looked at on the way."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,10 +28,10 @@ _FLOATS = tuple(_DTYPES)
 _CODES = "F8_E4M3"
 
 
-def read_config(directory: Path | str) -> ModelConfig:
-    """Return the model that `directory`/config.json describes."""
+def read_config(directory: Path | str, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+    """Return the model that `directory`/config.json describes, with keys of `overrides` laid over it."""
     path = Path(directory) / "config.json"
-    return read_published(read_json(path), where=str(path))
+    return read_published({**read_json(path), **(overrides or {})}, where=str(path))
 
 
 @torch.no_grad()
@@ -42,16 +42,18 @@ def load_model(
     device: torch.device | str = "cpu",
     fp8: Fp8Mode = "dequantize",
     mtp: bool = True,
+    overrides: Mapping[str, Any] | None = None,
 ) -> CausalLM:
     """Load a safetensors checkpoint, one tensor at a time: peak memory is the model and one tensor.
 
     dtype  of parameters; None: as published. Router weights and expert biases are float32 always
     fp8    what happens to block-quantised weights: turned into values, or kept as codes and scales
     mtp    False leaves MTP layers out
+    overrides  keys laid over config.json
     Raises CheckpointError that names the tensor and the file: missing, unexpected, misshapen, non-finite.
     """
     directory = Path(directory)
-    config = read_config(directory)
+    config = read_config(directory, overrides)
     _check_quantization(directory)
     if not mtp:
         config = config.without_mtp()

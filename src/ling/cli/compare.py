@@ -80,7 +80,7 @@ def run_comparison(directory: Path, other: str, question: Question) -> "tuple[Ag
         inside = tokens[-1] < llm.model.config.vocab_size
         return llm.negative_log_likelihoods([tokens])[0][-1] if inside else float("inf")
 
-    stops = sorted(llm.stop_ids)
+    stops = sorted(llm.engine.stop_ids)
     each = tuple(compare(p, x, y, stops, nats) for p, x, y in zip(prompts, ours, theirs, strict=True))
     return Agreement(each), llm.tokenizer
 
@@ -178,9 +178,9 @@ def _ours(llm: "LLM", prompts: list[list[int]], max_tokens: int) -> "list[Contin
     from ling.engine.request import SamplingParams
     from ling.eval.agreement import Continuation
 
-    done = llm.generate(prompts, SamplingParams(max_tokens=max_tokens))
+    done = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=max_tokens))
     results = []
-    for prompt, completion in zip(prompts, done):
+    for prompt, completion in zip(prompts, (output.outputs[0] for output in done)):
         ended = completion.finish_reason == "stop"
         tokens = completion.token_ids[:-1] if ended else completion.token_ids
         nats = llm.negative_log_likelihoods([[*prompt, *tokens]])[0] if tokens else []

@@ -59,6 +59,6 @@ class EngineConfig:
         needed = self.max_num_seqs * (1 + self.num_speculative_tokens)
         if 0 < self.max_num_batched_tokens < needed:
             raise ConfigError(
-                f"max_num_batched_tokens {self.max_num_batched_tokens} is too few for max_num_seqs "
-                f"{self.max_num_seqs} with {self.num_speculative_tokens} drafts each; raise it to {needed} or lower those"
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is too few for max_num_seqs {self.max_num_seqs} "
+                f"with {self.num_speculative_tokens} drafts each; raise it to {needed}, or lower those"
             )

@@ -1,67 +1,185 @@
-"""Keys and values of the tokens already seen: one contiguous strip per sequence and layer."""
+"""Keys and values of the tokens already seen, in blocks; and the batch of one step, as the model sees it.
 
+Sequences of one step are put into groups whose padded attention costs little more than its parts: decoding
+sequences together, each long chunk of a prompt by itself.
+"""
+
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ling.config import ModelConfig
-from ling.ops.attention import cached_attention, visible_keys
+from ling.ops.attention import visible_keys
+from ling.ops.fp8 import E4M3_MAX
+from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention
 from ling.ops.ragged import Ragged
 
+_WORTH_A_CALL = 4096
+"""Padded pairs of query and key that cost less than one more call of attention."""
 
-class KVCache:
-    """Room for `slots` sequences of `max_tokens` tokens in every stored layer (MTP layers included)."""
+
+class PagedCache:
+    """Keys and values of every stored layer (MTP layers included), in `num_blocks` blocks and a spare one for padding.
+
+    dtype      of keys and values, or of what codes are turned into
+    fp8        hold E4M3 codes with one scale per token and head
+    """
 
     def __init__(
-        self, model: ModelConfig, slots: int, max_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        model: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        fp8: bool = False,
     ) -> None:
-        shape = (model.num_stored_layers, slots, max_tokens, model.num_key_value_heads, model.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.block_size = block_size
+        self.device = device
+        self.spare_slot = num_blocks * block_size
+        shape = (model.num_stored_layers, num_blocks + 1, block_size, model.num_key_value_heads)
+        held = torch.float8_e4m3fn if fp8 else dtype
+        self.keys = torch.zeros(*shape, model.head_dim, dtype=held, device=device)
+        self.values = torch.zeros(*shape, model.head_dim, dtype=held, device=device)
+        self.key_scale = torch.zeros(shape, device=device) if fp8 else None
+        self.value_scale = torch.zeros(shape, device=device) if fp8 else None
+        states = num_blocks + 1 if model.num_nextn_predict_layers else 0
+        self.states = torch.zeros(states, model.hidden_size, dtype=dtype, device=device)
+        """Main hidden state of the last token of each full block: where drafting goes on behind a shared prefix."""
+        self._layers = [self._store(i) for i in range(model.num_stored_layers)]
+        self._flat = [BlockStore(*(None if x is None else x.flatten(0, 1) for x in store)) for store in self._layers]  # type: ignore[arg-type]
+
+    def _store(self, layer: int) -> BlockStore:
+        scales = (self.key_scale, self.value_scale)
+        return BlockStore(self.keys[layer], self.values[layer], *(None if x is None else x[layer] for x in scales))
+
+    def store(self, layer: int) -> BlockStore:
+        return self._layers[layer]
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Put keys and values (N, K, D) into `slots` (N,) of `layer`."""
+        flat = self._flat[layer]
+        if flat.key_scale is None or flat.value_scale is None:
+            flat.keys.index_copy_(0, slots, k.to(flat.keys.dtype))
+            flat.values.index_copy_(0, slots, v.to(flat.values.dtype))
+            return
+        for x, codes, scale in ((k, flat.keys, flat.key_scale), (v, flat.values, flat.value_scale)):
+            largest = x.float().abs().amax(-1).clamp_min(1e-12)
+            own = largest / E4M3_MAX
+            quantized = (x.float() / own[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+            codes.view(torch.uint8).index_copy_(0, slots, quantized.view(torch.uint8))
+            scale.index_copy_(0, slots, own)
+
+    def wipe(self, blocks: SequenceOf[int]) -> None:
+        """Forget the content of `blocks`: what is not finite would spoil whoever reads past it under a mask."""
+        for x in (self.keys, self.values, self.key_scale, self.value_scale):
+            if x is not None:
+                for block in blocks:
+                    (x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x)[:, block] = 0
+
+
+class Part(NamedTuple):
+    """New tokens of one sequence."""
+
+    blocks: SequenceOf[int]
+    start: int
+    """Slot of the first one."""
+    num_new: int
+    first: int = 0
+    """The first slot that is seen."""
+
+
+class Group(NamedTuple):
+    rows: Ragged
+    held: HeldBlocks
 
 
 @dataclass(frozen=True, slots=True)
-class CachedBatch:
+class PagedBatch:
     """New tokens of some sequences: their keys and values are written, then they see all of their sequence.
 
-    rows      how the N new tokens divide into B sequences
-    slots     (B,) int64, where each sequence lies in the cache; a slice where they lie side by side
-    slot_of_row, position_of_row  (N,) int64
-    visible   (B, n, M) bool, what each new token sees of the longest M tokens of its sequence
+    order      of the parts given, as they lie in the batch
+    slots      (N,) int64 in the cache; padding rows write into the spare block
+    positions  (N,) int64, the slot within the sequence
+    groups     of sequences attended together, in order; rows behind them are padding
     """
 
-    cache: KVCache
-    rows: Ragged
-    slots: Tensor | slice
-    slot_of_row: Tensor
-    position_of_row: Tensor
-    visible: Tensor
+    cache: PagedCache
+    order: list[int]
+    slots: Tensor
+    positions: Tensor
+    groups: list[Group]
     mtp_ids: Tensor | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.slot_of_row, self.position_of_row] = k
-        values[self.slot_of_row, self.position_of_row] = v
-        longest = self.visible.shape[2]
-        held_keys, held_values = keys[self.slots, :longest], values[self.slots, :longest]
-        return cached_attention(q, held_keys, held_values, self.rows, self.visible)
+        self.cache.write(layer, self.slots, k, v)
+        store = self.cache.store(layer)
+        if len(self.groups) == 1 and self.groups[0].rows.total == len(q):
+            return paged_attention(q, store, *self.groups[0])
+        outputs, begin = [], 0
+        for rows, held in self.groups:
+            outputs.append(paged_attention(q[begin : begin + rows.total], store, rows, held))
+            begin += rows.total
+        if begin < len(q):
+            outputs.append(torch.zeros_like(q[begin:]))
+        return torch.cat(outputs)
 
 
-def lay_out(cache: KVCache, slots: list[int], starts: list[int], counts: list[int]) -> CachedBatch:
-    """Describe `counts` new tokens per sequence, the first at index `starts` of its sequence."""
-    device = cache.keys.device
-    rows = Ragged(counts, device)
-    slot_ids = torch.tensor(slots, device=device)
-    side_by_side = slots == list(range(slots[0], slots[0] + len(slots)))
-    first = torch.tensor(starts, device=device)
-    new = torch.tensor(counts, device=device)
-    visible = visible_keys(new, first + new, rows.longest, max(s + n for s, n in zip(starts, counts)))
-    return CachedBatch(
-        cache,
-        rows,
-        slice(slots[0], slots[0] + len(slots)) if side_by_side else slot_ids,
-        slot_ids[rows.sequence_of_row],
-        first[rows.sequence_of_row] + rows.index_in_sequence,
-        visible,
-    )
+def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1) -> PagedBatch:
+    """Describe the rows of one step: the parts in an order that groups well, padded to a multiple of `multiple`."""
+    order = sorted(range(len(parts)), key=lambda i: (parts[i].num_new, parts[i].start))
+    size = cache.block_size
+    slots: list[int] = []
+    positions: list[int] = []
+    for i in order:
+        blocks, start, count, _ = parts[i]
+        if count == 1:
+            slots.append(blocks[start // size] * size + start % size)
+            positions.append(start)
+            continue
+        positions += range(start, start + count)
+        slots += [blocks[p // size] * size + p % size for p in range(start, start + count)]
+    padding = -len(slots) % multiple
+    slots += [cache.spare_slot] * padding
+    positions += [0] * padding
+    groups = [_describe(cache, [parts[i] for i in group]) for group in _group(order, parts)]
+    device = cache.device
+    return PagedBatch(cache, order, torch.tensor(slots, device=device), torch.tensor(positions, device=device), groups)
+
+
+def _group(order: list[int], parts: SequenceOf[Part]) -> list[list[int]]:
+    groups: list[list[int]] = []
+    longest_new = longest_held = own = 0
+    for i in order:
+        n, m = parts[i].num_new, parts[i].start + parts[i].num_new
+        new, held, pairs = max(longest_new, n), max(longest_held, m), own + n * m
+        if groups and (len(groups[-1]) + 1) * new * held <= 2 * pairs + _WORTH_A_CALL:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+            new, held, pairs = n, m, n * m
+        longest_new, longest_held, own = new, held, pairs
+    return groups
+
+
+def _describe(cache: PagedCache, parts: list[Part]) -> Group:
+    size, device = cache.block_size, cache.device
+    rows = Ragged([p.num_new for p in parts], device)
+    held = [p.start + p.num_new for p in parts]
+    width = -(-max(held) // size)
+    spare = cache.spare_slot // size
+    lists = [list(p.blocks[: -(-h // size)]) for p, h in zip(parts, held)]
+    tables = torch.tensor([blocks + [spare] * (width - len(blocks)) for blocks in lists], device=device)
+    new = torch.tensor(rows.lengths, device=device)
+    visible = visible_keys(new, torch.tensor(held, device=device), rows.longest, width * size)
+    if any(p.first for p in parts):
+        first = torch.tensor([p.first for p in parts], device=device)
+        visible &= (torch.arange(width * size, device=device) >= first[:, None])[:, None]
+    only = lists[0] if len(parts) == 1 else None
+    run = only[0] if only is not None and only == list(range(only[0], only[0] + width)) else None
+    num_visible = held[0] if only is not None and rows.total == 1 and not parts[0].first else 0
+    return Group(rows, HeldBlocks(tables, visible, run, num_visible))

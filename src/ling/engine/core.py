@@ -1,1 +1,381 @@
-"""The engine: requests in, a step at a time, deltas out."""
+"""The engine: requests in, one step at a time, deltas out.
+
+A step asks the scheduler who runs, runs the model once over all of it, chooses tokens where a sequence is up to date,
+and drafts what may follow. Whatever goes wrong with one request ends that request; whatever goes wrong with a step
+ends the requests of the step; the engine goes on.
+"""
+
+import logging
+import time
+from collections.abc import Sequence as SequenceOf
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ling.config.engine import EngineConfig
+from ling.engine.admission import check_request
+from ling.engine.blocks import BlockPool
+from ling.engine.cache import PagedCache, Part
+from ling.engine.draft_length import DraftLength
+from ling.engine.request import Delta, SamplingParams
+from ling.engine.runner import Runner
+from ling.engine.sampler import Row, derive_seed, logprobs_of, sample
+from ling.engine.scheduler import Scheduler
+from ling.engine.sequence import Sequence
+from ling.engine.sizing import Sizes, choose_sizes, draft_method
+from ling.engine.speculative import MtpDrafter, choice_row, count_accepted, keep_hidden, propose_from_text
+from ling.engine.stats import EngineStats
+from ling.engine.text import AnswerText
+from ling.errors import LingError, RequestError
+from ling.model import CausalLM
+from ling.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ling.engine.grammar import Grammar
+
+logger = logging.getLogger(__name__)
+
+_LOGIT_ROWS = 64
+"""Rows of logits held at once when a whole prompt is scored."""
+
+
+class StepError(LingError):
+    """A step that failed and took its requests with it; the engine goes on."""
+
+
+class Engine:
+    """A model and its tokenizer behind a scheduler, a cache and a sampler. Not thread-safe: see `EngineLoop`."""
+
+    def __init__(self, model: CausalLM, tokenizer: Tokenizer, config: EngineConfig | None = None) -> None:
+        self.config = config or EngineConfig()
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.sizes: Sizes = choose_sizes(model, tokenizer, self.config)
+        self.drafting = draft_method(model.config, self.config)
+        """`mtp`, `ngram` or `none`."""
+        self.stop_ids = {*tokenizer.stop_ids, *model.config.eos_token_ids}
+        self.stats = EngineStats()
+        most = self.config.num_speculative_tokens if self.drafting != "none" else 0
+        self.draft_length = DraftLength(most, adaptive=self.config.adaptive_drafts)
+        self.blocks = BlockPool(
+            self.sizes.num_blocks, self.config.block_size, caching=self.config.enable_prefix_caching
+        )
+        cache = PagedCache(
+            model.config,
+            self.sizes.num_blocks,
+            self.config.block_size,
+            self.sizes.dtype,
+            self.sizes.device,
+            fp8=self.config.kv_cache_dtype == "fp8",
+        )
+        self.runner = Runner(model, cache, invariant=self.config.batch_invariant)
+        self._mtp = MtpDrafter(self.runner) if self.drafting == "mtp" else None
+        lookahead = most if self._mtp else 0
+        self.scheduler = Scheduler(self.blocks, self.sizes.max_num_batched_tokens, self.config.max_num_seqs, lookahead)
+        self._answers: dict[str, list[Sequence]] = {}
+        self._num_requests = 0
+
+    # ---- requests ----
+
+    @property
+    def max_model_len(self) -> int:
+        return self.sizes.max_model_len
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.scheduler.waiting or self.scheduler.running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.scheduler.waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self.scheduler.running)
+
+    def check(self, prompt: SequenceOf[int], params: SamplingParams) -> None:
+        """Raise RequestError if this can never run."""
+        check_request(prompt, params, self.model.config.vocab_size, self.max_model_len)
+
+    def add(
+        self,
+        request_id: str,
+        prompt: SequenceOf[int],
+        params: SamplingParams,
+        *,
+        grammar: "Grammar | None" = None,
+        salt: str = "",
+    ) -> None:
+        """Queue a request. Raises RequestError if it can never run, or its id is in use.
+
+        grammar  what `params.structured_outputs` was compiled to
+        salt     prompts share cached blocks only with prompts of the same salt
+        """
+        self.check(prompt, params)
+        if request_id in self._answers:
+            raise RequestError(f"request id {request_id} is in use")
+        if params.structured_outputs is not None and grammar is None:
+            raise RequestError("structured_outputs must be compiled before the engine takes the request")
+        tokens = list(prompt)
+        seed = derive_seed(self.config.seed, self._num_requests) if params.seed is None else params.seed
+        self._num_requests += 1
+        stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(self.stop_ids))
+        answers: list[Sequence] = []
+        for index in range(params.n):
+            answers.append(
+                Sequence(
+                    request_id=request_id,
+                    index=index,
+                    params=params,
+                    tokens=list(tokens),
+                    num_prompt=len(tokens),
+                    max_new=min(params.max_tokens, self.max_model_len - len(tokens)),
+                    seed=seed,
+                    text=AnswerText(self.tokenizer, params),
+                    stop_ids=stops,
+                    matcher=None if grammar is None else grammar.matcher(),
+                    salt=salt,
+                    after=answers[0] if answers else None,
+                )
+            )
+        self._answers[request_id] = answers
+        self.stats.requests += 1
+        self.stats.prompt_tokens += len(tokens)
+        for sequence in answers:
+            self.scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> list[Delta]:
+        """Forget a request, whatever it is doing; return the last deltas of its unfinished answers."""
+        return [self._end(s, Delta(request_id=s.request_id, index=s.index, finish_reason="abort"))
+                for s in list(self._answers.get(request_id, ()))]  # fmt: skip
+
+    # ---- a step ----
+
+    def step(self) -> list[Delta]:
+        """Run one step; return what it adds to each answer. Never raises for what a request or the model does."""
+        begin = time.perf_counter()
+        plan: dict[Sequence, int] = {}
+        try:
+            plan = self.scheduler.schedule()
+            if not plan:
+                return []
+            deltas = self._run(plan, begin)
+        except Exception as error:
+            deltas = self._fail_step(plan, error)
+        self.stats.steps += 1
+        self.stats.seconds += time.perf_counter() - begin
+        self.stats.preemptions = self.scheduler.num_preempted
+        self.stats.queried_tokens, self.stats.cached_tokens = self.scheduler.num_queried, self.scheduler.num_found
+        return deltas
+
+    def _run(self, plan: dict[Sequence, int], begin: float) -> list[Delta]:
+        sequences = list(plan)
+        only_decoding = all(not s.is_prefilling for s in sequences)
+        tried = max(len(s.drafts) for s in sequences)
+        for s in sequences:
+            self._resume_drafting(s)
+        hidden, finite = self._forward(sequences, plan)
+        deltas = [] if finite else self._fail_not_finite(sequences, hidden)
+        ready, prefilling = [], []
+        for s, h in zip(sequences, hidden):
+            if s.finished:
+                continue
+            if s.wants_prompt_logprobs and not s.is_announced and s.num_computed < s.num_prompt:
+                self._score_prompt(s, h)
+            if s.num_computed + plan[s] >= len(s.tokens):
+                ready.append((s, h))
+            else:
+                self._keep(s, h)
+                prefilling.append(s)
+        deltas += self._choose(ready)
+        going = [s for s, _ in ready if not s.finished]
+        made = self.draft_length.choose(len(going)) if going else 0
+        self._draft(going, prefilling, made)
+        for s in (*going, *prefilling):
+            self.scheduler.publish(s)
+        if only_decoding and going:
+            self.draft_length.observe(len(going), tried, made, time.perf_counter() - begin)
+        return [d for d in deltas if d.token_ids or d.text or d.finish_reason or d.prompt_logprobs]
+
+    def _forward(self, sequences: list[Sequence], plan: dict[Sequence, int]) -> tuple[list[Tensor], bool]:
+        """Run the planned rows of each sequence; return its hidden states (n, H), and whether all are finite."""
+        parts, tokens = [], []
+        for s in sequences:
+            begin, count = s.num_computed, plan[s]
+            known = s.tokens[begin : begin + count]
+            parts.append(Part(s.blocks, begin, count))
+            tokens.append(known + s.drafts if len(known) < count else known)
+        return self.runner.forward(parts, tokens)
+
+    def _resume_drafting(self, s: Sequence) -> None:
+        """Behind a prefix from the cache, go on where its MTP slots end, or see nothing of it where it has none."""
+        if self._mtp is None or not s.num_computed or s.mtp_next > 1 or s.pending:
+            return
+        shared = s.blocks[: s.num_published]
+        if self.blocks.drafting_is_filled(shared):
+            s.mtp_next = s.num_computed
+            s.pending = [self.runner.cache.states[shared[-1:]]]
+        else:
+            s.mtp_next = s.mtp_first = s.num_computed + 1
+
+    def _keep(self, s: Sequence, rows: Tensor) -> None:
+        """Count tokens as computed whose hidden states are `rows` (n, H); drafting reads those later."""
+        size, begin = self.config.block_size, s.num_computed
+        s.num_computed += len(rows)
+        if self._mtp is None:
+            return
+        keep_hidden(s, rows)
+        ends = range(begin + (-(begin + 1)) % size, s.num_computed, size)
+        if ends:  # where blocks end, for those who will share them
+            blocks = torch.tensor([s.blocks[i // size] for i in ends], device=rows.device)
+            self.runner.cache.states[blocks] = rows[ends[0] - begin :: size]
+
+    def _score_prompt(self, s: Sequence, hidden: Tensor) -> None:
+        """Add the log-probabilities of the prompt's tokens behind each of these rows."""
+        if not s.prompt_logprobs:
+            s.prompt_logprobs.append(None)
+        following = s.tokens[s.num_computed + 1 : min(s.num_prompt, s.num_computed + 1 + len(hidden))]
+        most = s.params.prompt_logprobs
+        assert most is not None
+        for first in range(0, len(following), _LOGIT_ROWS):
+            tokens = following[first : first + _LOGIT_ROWS]
+            logits = self.runner.logits(hidden[first : first + len(tokens)])
+            s.prompt_logprobs += logprobs_of(logits, tokens, most, self.tokenizer)
+
+    # ---- choosing ----
+
+    def _choose(self, ready: list[tuple[Sequence, Tensor]]) -> list[Delta]:
+        """Choose the next tokens of sequences that are up to date, from hidden states of their last rows."""
+        if not ready:
+            return []
+        # A prompt is asked for its last row only; a verification for every row.
+        asked = [h[len(h) - 1 - len(s.drafts) :] for s, h in ready]
+        logits = self.runner.logits(torch.cat(asked)).split([len(h) for h in asked])
+        chosen = self._sample_all([s for s, _ in ready], logits)
+        return [self._advance(s, h, own, tokens) for (s, h), own, tokens in zip(ready, logits, chosen)]
+
+    def _sample_all(self, sequences: list[Sequence], logits: SequenceOf[Tensor]) -> "list[list[int] | Exception]":
+        """Choose a token behind the last one and behind each draft; an error takes only its own sequence."""
+        try:
+            rows = [self._rows(s) for s in sequences]
+            chosen = iter(sample(torch.cat(list(logits)), [row for own in rows for row in own]))
+            return [[next(chosen) for _ in own] for own in rows]
+        except Exception:
+            logger.debug("a batch could not be sampled; each sequence by itself", exc_info=True)
+        results: list[list[int] | Exception] = []
+        for s, own in zip(sequences, logits):
+            try:
+                results.append(sample(own, self._rows(s)))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _rows(self, s: Sequence) -> list[Row]:
+        if s.matcher is None:
+            return [choice_row(s, s.drafts[:i], None) for i in range(1 + len(s.drafts))]
+        masks, valid = s.matcher.allowed(s.drafts)
+        assert valid == len(s.drafts), (valid, s.drafts)
+        return [choice_row(s, s.drafts[:i], masks[i]) for i in range(1 + len(s.drafts))]
+
+    def _advance(self, s: Sequence, hidden: Tensor, logits: Tensor, chosen: "list[int] | Exception") -> Delta:
+        """Take what was chosen into the answer: the drafts it agrees with and one token more."""
+        if isinstance(chosen, Exception):
+            return self._fail(s, chosen)
+        try:
+            accepted = count_accepted(s.drafts, chosen)
+            if s.drafts:
+                self.stats.count_drafts(len(s.drafts), accepted)
+                self.draft_length.count(len(s.drafts), accepted)
+            self._keep(s, hidden[: len(hidden) - len(s.drafts) + accepted])
+            s.drafts = []
+            return self._extend(s, chosen[: accepted + 1], logits)
+        except Exception as error:
+            return self._fail(s, error)
+
+    def _extend(self, s: Sequence, tokens: list[int], logits: Tensor) -> Delta:
+        delta = Delta(request_id=s.request_id, index=s.index)
+        if not s.is_announced:
+            s.is_announced = True
+            delta.num_cached_tokens = s.num_cached_prompt
+            delta.prompt_logprobs = s.prompt_logprobs if s.wants_prompt_logprobs else None
+        for token in tokens:
+            s.tokens.append(token)
+            delta.token_ids.append(token)
+            self._extend_text(s, token, delta)
+            if delta.finish_reason is not None:
+                break
+        self.stats.tokens += len(delta.token_ids)
+        if s.matcher is not None:
+            s.matcher.advance(delta.token_ids)
+        if s.params.logprobs is not None:
+            rows = logits[: len(delta.token_ids)]
+            delta.logprobs = logprobs_of(rows, delta.token_ids, s.params.logprobs, self.tokenizer)
+        return delta if delta.finish_reason is None else self._end(s, delta)
+
+    def _extend_text(self, s: Sequence, token: int, delta: Delta) -> None:
+        """Add a token's text and say whether the answer ends with it."""
+        if token in s.stop_ids:
+            delta.finish_reason = "stop"
+            delta.stop_reason = None if token in self.stop_ids and token not in s.params.stop_token_ids else token
+            delta.text += s.text.finish()
+            return
+        text, stop = s.text.push(token)
+        delta.text += text
+        if stop is not None:
+            delta.finish_reason, delta.stop_reason = "stop", stop
+        elif s.num_generated >= s.max_new:
+            delta.finish_reason = "length"
+            delta.text += s.text.finish()
+
+    # ---- drafting ----
+
+    def _draft(self, going: list[Sequence], prefilling: list[Sequence], most: int) -> None:
+        """Propose up to `most` tokens behind each answer that goes on. A failure costs drafts, not answers."""
+        if not most:
+            return
+        try:
+            if self._mtp is not None:
+                rows = self._mtp.absorb([*going, *[s for s in prefilling if s.pending]])
+                self._mtp.propose(going, rows[: len(going)], most)
+            else:
+                for s in going:
+                    propose_from_text(s, most)
+        except Exception:
+            logger.exception("drafting failed; the engine goes on without it")
+            self.draft_length.most = 0
+            for s in [*going, *prefilling]:
+                s.drafts, s.pending = [], []
+                s.mtp_next = s.mtp_first = s.num_computed + 1
+
+    # ---- ends ----
+
+    def _end(self, s: Sequence, delta: Delta) -> Delta:
+        s.finished = True
+        if delta.finish_reason in ("stop", "length"):
+            self.scheduler.publish(s)
+        self.scheduler.remove(s)
+        answers = self._answers[s.request_id]
+        answers.remove(s)
+        if not answers:
+            del self._answers[s.request_id]
+        self.stats.count_end(delta.finish_reason)
+        return delta
+
+    def _fail(self, s: Sequence, error: Exception) -> Delta:
+        """End one answer with an error; what it computed is wiped, so that no later holder of its blocks reads it."""
+        if not isinstance(error, LingError):
+            logger.error("request %s failed", s.request_id, exc_info=error)
+        if s.blocks:
+            self.runner.cache.wipe(s.blocks[s.num_published :])
+        return self._end(s, Delta(request_id=s.request_id, index=s.index, finish_reason="error", error=error))
+
+    def _fail_not_finite(self, sequences: list[Sequence], hidden: list[Tensor]) -> list[Delta]:
+        wrong = [s for s, h in zip(sequences, hidden) if not bool(torch.isfinite(h).all())]
+        return [self._fail(s, StepError("the model computed numbers that are not finite")) for s in wrong]
+
+    def _fail_step(self, plan: dict[Sequence, int], error: Exception) -> list[Delta]:
+        logger.error("a step of %d answers failed", len(plan), exc_info=error)
+        wrapped = StepError(f"the step failed: {type(error).__name__}")
+        victims = [s for s in plan or [*self.scheduler.running] if not s.finished]
+        return [self._fail(s, wrapped) for s in victims]

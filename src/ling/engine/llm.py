@@ -1,100 +1,165 @@
-"""`LLM`: prompts in, completions out.
+"""`LLM`: prompts in, completions out, with the names and arguments that users of vLLM know."""
 
-Batches are static: prompts run together until all of them are done. Each step gives every sequence its last token
-and its drafts, so plain decoding and verification are the same pass.
-"""
-
-import time
+import copy
+import dataclasses
+import difflib
+import itertools
+import json
+import logging
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ling.checkpoint import load_model
-from ling.engine.request import Completion, GenerationStats, SamplingParams, Sequence
-from ling.engine.runner import Runner
-from ling.engine.sampler import Row, sample
+from ling.checkpoint.hub import resolve_checkpoint
+from ling.config.engine import EngineConfig
+from ling.engine.build import build, load
+from ling.engine.core import Engine
+from ling.engine.grammar import Grammar, GrammarCompiler
+from ling.engine.request import CompletionOutput, Delta, RequestOutput, SamplingParams
 from ling.engine.scoring import negative_log_likelihoods
-from ling.engine.speculative import count_accepted, propose
-from ling.errors import CheckpointError, RequestError
+from ling.engine.stats import EngineStats
+from ling.errors import ConfigError, RequestError
 from ling.model import CausalLM
 from ling.tokenizer import Tokenizer, encode_chat
 
-MOST_DRAFTS = 16
-"""Every draft costs a pass of the MTP layer, and hardly one so far ahead is accepted."""
+logger = logging.getLogger(__name__)
 
-Prompt = str | SequenceOf[int]
+Prompt = str | SequenceOf[int] | Mapping[str, Any]
+"""Text, token ids, or `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
 Message = Mapping[str, Any]
+Params = SamplingParams | SequenceOf[SamplingParams]
+
+_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
+           "float32": torch.float32, "float": torch.float32}  # fmt: skip
 
 
 class LLM:
-    """A model and its tokenizer, ready to generate.
+    """A model and its tokenizer, ready to generate. `engine` is what runs; it is built when first needed.
 
-    num_drafts  tokens the MTP layer proposes per step; 0: no drafting. Ignored by models without MTP
-    max_batch   prompts that run together
+    model      a checkpoint directory or a hub's name; or a model, with its tokenizer
+    dtype      what weights are held and computed in; auto: float32 on a CPU, elsewhere as published
+    quantization  "fp8" keeps block-quantised weights as codes; None: they become values when loaded
+    options    fields of `EngineConfig`
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, *, num_drafts: int = 0, max_batch: int = 64) -> None:
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise CheckpointError(
-                f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.config.vocab_size}: "
-                "they do not belong together"
-            )
-        if not 0 <= num_drafts <= MOST_DRAFTS:
-            raise RequestError(f"num_drafts must lie between 0 and {MOST_DRAFTS}, got {num_drafts}")
-        if max_batch < 1:
-            raise RequestError(f"max_batch must be at least 1, got {max_batch}")
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.num_drafts = num_drafts if model.config.num_nextn_predict_layers else 0
-        self.max_batch = max_batch
-        self.stop_ids = {*tokenizer.stop_ids, *model.config.eos_token_ids}
-        self.stats = GenerationStats()
-        """Of the last call."""
-
-    @classmethod
-    def load(
-        cls,
-        directory: Path | str,
+    def __init__(
+        self,
+        model: str | Path | CausalLM,
+        tokenizer: Tokenizer | None = None,
         *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
+        dtype: str | torch.dtype = "auto",
+        quantization: str | None = None,
+        hf_overrides: Mapping[str, Any] | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
+        tensor_parallel_size: int = 1,
+        trust_remote_code: bool = False,
+        device: str = "auto",
         **options: Any,
-    ) -> "LLM":
-        """Open a checkpoint directory with its tokenizer.
+    ) -> None:
+        if tensor_parallel_size != 1:
+            raise ConfigError(
+                f"tensor_parallel_size {tensor_parallel_size}: one engine runs on one device. For several, prepare the "
+                "checkpoint with `ling export --for vllm` and load it there."
+            )
+        if trust_remote_code:
+            logger.info("trust_remote_code: no code of a checkpoint is ever run; nothing to do")
+        self._config = _engine_config({**_drafting(speculative_config), **options})
+        if isinstance(model, CausalLM):
+            if tokenizer is None:
+                raise ConfigError("a model needs its tokenizer: LLM(model, tokenizer)")
+            self.model, self.tokenizer = model, tokenizer
+        else:
+            if quantization not in (None, "fp8"):
+                raise ConfigError(f"quantization must be fp8 or left out, got {quantization}")
+            if device == "auto":
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            directory = resolve_checkpoint(Path(model))
+            self.model, self.tokenizer = load(
+                directory,
+                dtype=_dtype(dtype),
+                fp8="keep" if quantization else "dequantize",
+                hf_overrides=hf_overrides,
+                device=device,
+            )
+        self.stats = EngineStats()
+        """Of the last call."""
+        self._ids = itertools.count()
 
-        dtype  that weights are held and computed in; None: float32 on a CPU, elsewhere as published
+    @cached_property
+    def engine(self) -> Engine:
+        return build(self.model, self.tokenizer, self._config)
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        return GrammarCompiler(self.tokenizer, self.model.config.vocab_size)
+
+    def generate(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        sampling_params: Params | None = None,
+        *,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Complete each prompt; the order is kept. Raises RequestError if one can never run, before any does.
+
+        use_tqdm  show a progress bar on stderr
         """
-        directory = Path(directory)
-        on_cpu = torch.device(device).type == "cpu"
-        model = load_model(directory, dtype=dtype or (torch.float32 if on_cpu else None), device=device)
-        return cls(model, Tokenizer.from_directory(directory), **options)
-
-    def generate(self, prompts: SequenceOf[Prompt], params: SamplingParams | None = None) -> list[Completion]:
-        """Complete each prompt, text or token ids; the order is kept."""
-        self.stats = GenerationStats()
-        done: list[Completion] = []
-        for first in range(0, len(prompts), self.max_batch):
-            sequences = self._admit(prompts[first : first + self.max_batch], params or SamplingParams())
-            for _ in self._run(sequences):
-                pass
-            done += [self._complete(s) for s in sequences]
-        return done
+        each: list[Any] = [prompts] if isinstance(prompts, str | Mapping) or _is_ids(prompts) else list(prompts)
+        params = _per_prompt(sampling_params, len(each))
+        requests = [(self.encode(p), own, self._grammar(own)) for p, own in zip(each, params)]
+        for ids, own, _ in requests:
+            self.engine.check(ids, own)
+        outputs: dict[str, RequestOutput] = {}
+        for prompt, (ids, own, _) in zip(each, requests):
+            name = str(next(self._ids))
+            empty = [CompletionOutput(index=i, text="", token_ids=[]) for i in range(own.n)]
+            outputs[name] = RequestOutput(
+                request_id=name, prompt=_text(prompt), prompt_token_ids=ids, outputs=empty, finished=False
+            )
+        for delta in self._run(list(zip(outputs, requests)), progress=use_tqdm):
+            _join(outputs[delta.request_id], delta)
+            if delta.error is not None:
+                raise delta.error
+        return list(outputs.values())
 
     def chat(
         self,
-        conversations: SequenceOf[SequenceOf[Message]],
-        params: SamplingParams | None = None,
+        messages: SequenceOf[Message] | SequenceOf[SequenceOf[Message]],
+        sampling_params: Params | None = None,
         *,
-        tools: SequenceOf[SequenceOf[Any]] | None = None,
-    ) -> list[Completion]:
-        """Answer each conversation of OpenAI messages; `tools` holds the tools of each conversation."""
-        given = tools or [()] * len(conversations)
-        prompts = [self.chat_prompt(messages, own) for messages, own in zip(conversations, given, strict=True)]
-        return self.generate(prompts, params)
+        tools: SequenceOf[Any] | None = None,
+        use_tqdm: bool = False,
+    ) -> list[RequestOutput]:
+        """Answer one conversation of OpenAI messages, or each of several.
+
+        tools  for all of them; or, with several conversations, a list of tools for each
+        """
+        one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if one else messages
+        own = tools is not None and len(tools) > 0 and not isinstance(tools[0], Mapping)
+        given: Any = tools if own else [tools] * len(conversations)
+        prompts = [self.chat_prompt(c, t or ()) for c, t in zip(conversations, given, strict=True)]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Yield what each step adds to the answers of one prompt. Closing the iterator aborts them."""
+        params = sampling_params or SamplingParams()
+        request = (self.encode(prompt), params, self._grammar(params))
+        for delta in self._run([(str(next(self._ids)), request)]):
+            if delta.error is not None:
+                raise delta.error
+            yield delta
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return a prompt's token ids; special tokens spelt in its text are special."""
+        given: Any = prompt
+        if isinstance(prompt, Mapping):
+            given = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
+        return self.tokenizer.encode(given) if isinstance(given, str) else list(given)
 
     def chat_prompt(self, messages: SequenceOf[Message], tools: SequenceOf[Any] = ()) -> list[int]:
         """Return the tokens after which the model answers."""
@@ -104,93 +169,111 @@ class LLM:
         """Return the nats of each token after the first, per sequence."""
         return negative_log_likelihoods(self.model, sequences)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[int]:
-        """Yield the tokens of one completion as they come, the stop token left out."""
-        self.stats = GenerationStats()
-        (sequence,) = self._admit([prompt], params or SamplingParams())
-        for new in self._run([sequence]):
-            yield from (t for t in new[0] if not self._ends(sequence, t))
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        wanted = params.structured_outputs
+        return None if wanted is None else self.grammars.compile(wanted)
 
-    # ---- the loop ----
+    def _run(
+        self, requests: list[tuple[str, tuple[list[int], SamplingParams, Grammar | None]]], *, progress: bool = False
+    ) -> Iterator[Delta]:
+        """Run requests to their end; whatever ends the iteration aborts what is left."""
+        before = copy.deepcopy(self.engine.stats)
+        try:
+            for name, (ids, params, grammar) in requests:
+                self.engine.add(name, ids, params, grammar=grammar)
+            with _Progress(sum(params.n for _, (_, params, _) in requests), shown=progress) as bar:
+                while self.engine.has_work:
+                    for delta in self.engine.step():
+                        bar.advance(delta.finish_reason is not None)
+                        yield delta
+        finally:
+            for name, _ in requests:
+                self.engine.abort(name)
+            self.stats = self.engine.stats.since(before)
 
-    def _admit(self, prompts: SequenceOf[Prompt], params: SamplingParams) -> list[Sequence]:
-        context = self.model.config.max_position_embeddings
-        sequences = []
-        for slot, prompt in enumerate(prompts):
-            tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            if not tokens:
-                raise RequestError("the prompt is empty; give at least one token")
-            if len(tokens) >= context:
-                raise RequestError(
-                    f"the prompt has {len(tokens)} tokens, the context {context}, and the answer needs one too"
-                )
-            vocabulary = self.model.config.vocab_size
-            if (stray := next((t for t in tokens if not 0 <= t < vocabulary), None)) is not None:
-                raise RequestError(f"token id {stray} is not in a vocabulary of {vocabulary}")
-            named = (*params.logit_bias, *params.stop_token_ids)
-            if (stray := next((t for t in named if not 0 <= t < vocabulary), None)) is not None:
-                raise RequestError(
-                    f"logit_bias or stop_token_ids names token id {stray}, which is not in a vocabulary of {vocabulary}"
-                )
-            max_new = min(params.max_tokens, context - len(tokens))
-            sequences.append(Sequence(slot=slot, tokens=tokens, num_prompt=len(tokens), params=params, max_new=max_new))
-        return sequences
 
-    def _run(self, sequences: list[Sequence]) -> Iterator[list[list[int]]]:
-        """Generate until every sequence is done; yield the new tokens of each after every step."""
-        start = time.perf_counter()
-        room = max(len(s.tokens) + s.max_new for s in sequences) + self.num_drafts
-        runner = Runner(self.model, len(sequences), room)
-        active = list(sequences)
-        new = [s.tokens for s in active]
-        while active:
-            before = [len(s.tokens) for s in sequences]
-            self._step(runner, active, new)
-            now = time.perf_counter()
-            self.stats.seconds += now - start
-            start = now
-            yield [s.tokens[n:] for s, n in zip(sequences, before)]
-            active = [s for s in active if s.finish_reason is None]
-            new = [[s.tokens[-1], *s.drafts] for s in active]
+class _Progress:
+    """A bar of finished answers."""
 
-    def _step(self, runner: Runner, active: list[Sequence], new: list[list[int]]) -> None:
-        """Run `new` tokens of each sequence, extend it by what the model chooses, and draft what may follow."""
-        hidden = runner.forward(active, new).split([len(tokens) for tokens in new])
-        # A prompt is asked for its last row only; a verification for every row.
-        asked = [h[-1 - len(s.drafts) :] for s, h in zip(active, hidden)]
-        rows = [Row(s.params, s.tokens, s.num_prompt, s.drafts[:i]) for s in active for i in range(1 + len(s.drafts))]
-        chosen = iter(sample(runner.logits(torch.cat(asked)), rows))
-        still: list[tuple[Sequence, Tensor]] = []
-        for s, h, tokens in zip(active, hidden, new):
-            own = [next(chosen) for _ in range(1 + len(s.drafts))]
-            accepted = count_accepted(s.drafts, own)
-            self.stats.drafted += len(s.drafts)
-            self.stats.accepted += accepted
-            kept = len(tokens) - len(s.drafts) + accepted
-            s.num_cached += kept
-            s.drafts = ()
-            self._extend(s, own[: accepted + 1])
-            if s.finish_reason is None:
-                still.append((s, h[:kept]))
-        self.stats.steps += 1
-        if self.num_drafts and still:
-            propose(runner, [s for s, _ in still], [h for _, h in still], self.num_drafts)
+    def __init__(self, total: int, *, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
 
-    def _extend(self, s: Sequence, tokens: list[int]) -> None:
-        for token in tokens:
-            s.tokens.append(token)
-            self.stats.tokens += 1
-            if self._ends(s, token):
-                s.finish_reason = "stop"
-                return
-            if len(s.generated) >= s.max_new:
-                s.finish_reason = "length"
-                return
+        self._bar = Progress(console=Console(stderr=True), disable=not shown)
+        self._task = self._bar.add_task("answers", total=total)
 
-    def _ends(self, s: Sequence, token: int) -> bool:
-        return token in s.params.stop_token_ids or (token in self.stop_ids and not s.params.ignore_eos)
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
 
-    def _complete(self, s: Sequence) -> Completion:
-        assert s.finish_reason is not None
-        text = self.tokenizer.decode(s.generated, skip_special=True)
-        return Completion(text=text, token_ids=s.generated, finish_reason=s.finish_reason)
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, finished: bool) -> None:
+        if finished:
+            self._bar.advance(self._task)
+
+
+def _join(output: RequestOutput, delta: Delta) -> None:
+    """Add a delta to the answer it belongs to."""
+    answer = output.outputs[delta.index]
+    answer.text += delta.text
+    answer.token_ids += delta.token_ids
+    answer.finish_reason, answer.stop_reason = delta.finish_reason, delta.stop_reason
+    if delta.prompt_logprobs is not None:
+        output.prompt_logprobs = delta.prompt_logprobs
+    output.num_cached_tokens = max(output.num_cached_tokens, delta.num_cached_tokens)
+    if delta.logprobs:
+        answer.logprobs = [*(answer.logprobs or []), *delta.logprobs]
+        own = (entry[token].logprob for entry, token in zip(delta.logprobs, delta.token_ids))
+        answer.cumulative_logprob = (answer.cumulative_logprob or 0.0) + sum(own)
+    output.finished = all(o.finish_reason is not None for o in output.outputs)
+
+
+def _engine_config(options: dict[str, Any]) -> EngineConfig:
+    known = [f.name for f in dataclasses.fields(EngineConfig)]
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            raise ConfigError(f"LLM has no option {name}" + (f"; did you mean {close[0]}?" if close else ""))
+    return EngineConfig(**options)
+
+
+def _drafting(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Translate vLLM's `speculative_config`."""
+    if config is None:
+        return {}
+    if stray := set(config) - {"method", "num_speculative_tokens"}:
+        raise ConfigError(
+            f"speculative_config has no key {sorted(stray)[0]}; it takes method and num_speculative_tokens"
+        )
+    method = config.get("method", "mtp")
+    if method not in ("mtp", "ngram"):
+        raise ConfigError(f"speculative_config.method must be mtp or ngram, got {json.dumps(method)}")
+    return {"drafting": method, "num_speculative_tokens": config.get("num_speculative_tokens", 3)}
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype must be {', '.join(_DTYPES)}, got {dtype}")
+    return _DTYPES[dtype]
+
+
+def _per_prompt(params: Params | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise RequestError(f"{count} prompts need as many sampling_params, got {len(params)}")
+    return list(params)
+
+
+def _is_ids(prompts: Any) -> bool:
+    return isinstance(prompts, list | tuple) and bool(prompts) and type(prompts[0]) is int
+
+
+def _text(prompt: Prompt) -> str | None:
+    if isinstance(prompt, Mapping):
+        return prompt.get("prompt")
+    return prompt if isinstance(prompt, str) else None

@@ -2,7 +2,8 @@
 
 The thread alone touches the engine. Others leave messages in an inbox that it empties before every step, so an
 abort acts within one step whatever stage its request is at. A step that fails takes its own requests with it and
-nothing else (`Engine.step` sees to that); should the engine itself be broken, every request is told, and `alive` says so.
+nothing else (`Engine.step` sees to that); should the engine itself be broken, every request is told, and `alive`
+says so.
 """
 
 import logging

@@ -1,42 +1,83 @@
-"""One forward pass over the new tokens of some sequences."""
+"""One forward pass over the new tokens of some sequences. The only place that calls the model.
+
+The seam for devices: captured graphs and decode kernels stand behind `forward`, `draft` and `logits`.
+"""
+
+import math
+from collections.abc import Sequence as SequenceOf
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from ling.engine.cache import KVCache, lay_out
-from ling.engine.request import Sequence
+from ling.engine.cache import PagedCache, Part, lay_out
 from ling.model import CausalLM
+from ling.ops.backend import use_backend
+from ling.ops.invariant import ROWS
+
+DRAFT_LAYER_OFFSET = 1
+"""Slot i of the MTP layer joins token i with the hidden state of token i - 1, whose position it has."""
 
 
 class Runner:
-    """The model beside its cache. The only place that calls the model."""
+    """The model beside its cache.
 
-    def __init__(self, model: CausalLM, slots: int, max_tokens: int) -> None:
+    invariant  results for a row do not depend on the other rows
+    """
+
+    def __init__(self, model: CausalLM, cache: PagedCache, *, invariant: bool = False) -> None:
         self.model = model
-        embedding = model.model.word_embeddings.weight
-        self.device = embedding.device
-        dtype = model.computes_in or embedding.dtype
-        self.cache = KVCache(model.config, slots, max_tokens, dtype, self.device)
+        self.cache = cache
+        self.device = cache.device
+        self.invariant = invariant
+        self._multiple = ROWS if invariant else 1
 
     @torch.inference_mode()
-    def forward(self, sequences: list[Sequence], new: list[list[int]]) -> Tensor:
-        """Run `new` tokens of each sequence behind what its cache holds; return hidden states (N, H)."""
-        starts = [s.num_cached for s in sequences]
-        batch = lay_out(self.cache, [s.slot for s in sequences], starts, [len(tokens) for tokens in new])
-        tokens = torch.tensor([t for tokens in new for t in tokens], device=self.device)
-        return self.model(tokens, batch.position_of_row, batch).hidden
+    def forward(self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]]) -> tuple[list[Tensor], bool]:
+        """Run the new tokens of each part; return their hidden states, (n, H) per part, and whether all are finite."""
+        batch = lay_out(self.cache, parts, multiple=self._multiple)
+        ids = [t for i in batch.order for t in tokens[i]]
+        ids += [0] * (len(batch.positions) - len(ids))
+        with self._numerics():
+            hidden = self.model(torch.tensor(ids, device=self.device), batch.positions, batch).hidden
+        return _by_part(hidden, parts, batch.order), math.isfinite(hidden.sum().item())
 
     @torch.inference_mode()
-    def draft(self, sequences: list[Sequence], starts: list[int], ahead: list[list[int]], hidden: Tensor) -> Tensor:
-        """Run the first MTP layer over slots from `starts`; `ahead` holds the token after each slot's.
+    def draft(
+        self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]], hidden: SequenceOf[Tensor]
+    ) -> list[Tensor]:
+        """Run the first MTP layer over slots; `tokens` are the slots' own.
 
-        hidden  (N, H)  of those slots: the main model's, or the layer's own for a second draft
-        return  (N, H)
+        hidden  per part (n, H) of the tokens before those: the main model's, or the layer's own for a second draft
+        return  per part (n, H)
         """
-        batch = lay_out(self.cache, [s.slot for s in sequences], starts, [len(tokens) for tokens in ahead])
-        tokens = torch.tensor([t for tokens in ahead for t in tokens], device=self.device)
-        return self.model.draft(0, tokens, hidden, batch.position_of_row, batch)
+        batch = lay_out(self.cache, parts, multiple=self._multiple)
+        ids = [t for i in batch.order for t in tokens[i]]
+        rows = torch.cat([hidden[i] for i in batch.order])
+        if padding := len(batch.positions) - len(ids):
+            ids += [0] * padding
+            rows = pad(rows, (0, 0, 0, padding))
+        positions = (batch.positions - DRAFT_LAYER_OFFSET).clamp_min(0)
+        with self._numerics():
+            out = self.model.draft(0, torch.tensor(ids, device=self.device), rows, positions, batch)
+        return _by_part(out, parts, batch.order)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
-        return self.model.logits(hidden)
+        """Return (N, V) float32."""
+        padding = -len(hidden) % self._multiple
+        logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
+        return logits[: len(hidden)] if padding else logits
+
+    def _numerics(self) -> AbstractContextManager[None]:
+        return use_backend("invariant") if self.invariant else nullcontext()
+
+
+def _by_part(rows: Tensor, parts: SequenceOf[Part], order: list[int]) -> list[Tensor]:
+    out: list[Tensor] = [rows] * len(parts)
+    begin = 0
+    for i in order:
+        out[i] = rows[begin : begin + parts[i].num_new]
+        begin += parts[i].num_new
+    return out

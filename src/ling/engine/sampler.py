@@ -1,8 +1,8 @@
 """Choosing tokens: Gumbel-max with noise that is a function, not a stream.
 
-The noise of (seed, position, token id) depends on nothing else: not on the batch, not on what was sampled before,
-not on whether a token is being drafted or verified. So the same seed gives the same text, and a draft that uses the
-same noise agrees with its target wherever their distributions agree.
+The noise of (seed, answer, position, token id) depends on nothing else: not on the batch, not on what was sampled
+before, not on whether a token is being drafted or verified. So the same seed gives the same text, and a draft that
+uses the same noise agrees with its target wherever their distributions agree.
 """
 
 import math
@@ -12,32 +12,48 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ling.engine.request import SamplingParams
+from ling.engine.request import Logprob, SamplingParams, TokenLogprobs
+from ling.tokenizer import Tokenizer
 
 _MASK64 = (1 << 64) - 1
+_NUCLEUS = 1024
+"""Most likely tokens that are ranked before all of them are."""
+_NOISE_RANGE = 20.5
+"""Gumbel noise of 24 bits lies between -2.9 and 17.4."""
 
 
 class Row(NamedTuple):
     """What a choice depends on beside its logits."""
 
     params: SamplingParams
+    seed: int
+    answer: int
+    """Which answer to the prompt: each has noise of its own."""
     tokens: Sequence[int]
     """Of the sequence so far, prompt included; not copied."""
     num_prompt: int
     drafts: Sequence[int] = ()
     """That stand between them and the token to choose."""
+    allowed: Tensor | None = None
+    """(V,) bool, by a grammar; None: all."""
+    barred: tuple[int, ...] = ()
+    """Token ids that cannot be chosen: stop ids of an answer that is too short."""
 
     @property
     def position(self) -> int:
         """Index that the chosen token will have in its sequence."""
         return len(self.tokens) + len(self.drafts)
 
+    @property
+    def is_plain(self) -> bool:
+        return self.params.is_plain_greedy and self.allowed is None
+
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """Choose one token per row; logits (N, V) float32."""
-    if all(row.params.is_plain_greedy for row in rows):
+    if all(row.is_plain for row in rows):
         return logits.argmax(1).tolist()
-    chosen = [_sample_row(own, row) for own, row in zip(logits, rows, strict=True)]
+    chosen = [own.argmax() if row.is_plain else _sample_row(own, row) for own, row in zip(logits, rows, strict=True)]
     return [int(token) for token in torch.stack(chosen).tolist()]
 
 
@@ -46,19 +62,34 @@ def _sample_row(logits: Tensor, row: Row) -> Tensor:
     logits = _steer(logits, row)
     if params.temperature == 0:
         return logits.argmax()
-    scaled = _keep_likely(logits / params.temperature, params)
-    return (scaled + gumbel_noise(params.seed, row.position, len(logits), logits.device)).argmax()
+    # With little noise on the most likely token and much on another, one below this cannot win.
+    scaled = logits / params.temperature
+    scaled, ids = _keep_likely(scaled, params)
+    if ids is None:
+        ids = (scaled >= scaled.max() - _NOISE_RANGE).nonzero().squeeze(1)
+        scaled = scaled[ids]
+    return ids[(scaled + gumbel_noise(row.seed, row.answer, row.position, ids)).argmax()]
 
 
 def _steer(logits: Tensor, row: Row) -> Tensor:
-    """Apply bias, then penalties; each row counts its own drafts, so verifying chooses as plain decoding does."""
+    """Apply bias, then penalties, then what is not allowed.
+
+    Each row counts its own drafts, so verifying chooses as plain decoding does.
+    """
     params = row.params
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits.device)
         bias = torch.tensor(list(params.logit_bias.values()), dtype=logits.dtype, device=logits.device)
         logits = logits.index_add(0, ids, bias)
-    if not params.counts_tokens:
-        return logits
+    if params.counts_tokens:
+        logits = _penalise(logits, row)
+    if row.barred:
+        logits = logits.index_fill(0, torch.tensor(row.barred, device=logits.device), -torch.inf)
+    return logits if row.allowed is None else logits.masked_fill(~row.allowed, -torch.inf)
+
+
+def _penalise(logits: Tensor, row: Row) -> Tensor:
+    params = row.params
     answer = torch.tensor([*row.tokens[row.num_prompt :], *row.drafts], dtype=torch.int64, device=logits.device)
     once = torch.ones(len(answer), device=logits.device)
     counts = torch.zeros(len(logits), device=logits.device).index_add_(0, answer, once)
@@ -70,27 +101,57 @@ def _steer(logits: Tensor, row: Row) -> Tensor:
     return logits - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
 
 
-def _keep_likely(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Set everything outside min-p, top-k and top-p to -inf."""
+def _keep_likely(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Reduce (V,) to what min-p, top-k and top-p leave, and its ids; the ids are None where nothing was ranked."""
     if params.min_p:
         logits = logits.masked_fill(logits < logits.max() + math.log(params.min_p), -torch.inf)
-    if params.top_k and params.top_k < len(logits):
-        kth = logits.topk(params.top_k).values[-1]
+    top_k = params.top_k if 0 < params.top_k < len(logits) else 0
+    if not top_k and params.top_p == 1:
+        return logits, None
+    if top_k:  # of tokens as likely as the last one all stay
+        kth = logits.topk(top_k).values[-1]
         logits = logits.masked_fill(logits < kth, -torch.inf)
-    if params.top_p < 1:
-        ranked, order = logits.softmax(0).sort(descending=True, stable=True)
-        unlikely = ranked.cumsum(0) - ranked >= params.top_p  # everything more likely fills top_p already
-        logits = logits.masked_fill(torch.empty_like(unlikely).scatter_(0, order, unlikely), -torch.inf)
-    return logits
+    if params.top_p == 1:
+        return logits, None
+    shares = logits.softmax(0)
+    ranked, ids = shares.topk(min(_NUCLEUS, len(shares)))
+    if ranked.sum() < params.top_p and len(ranked) < len(shares):
+        ranked, ids = shares.sort(descending=True, stable=True)
+    kept = ranked.cumsum(0) - ranked < params.top_p  # a token goes if those before it fill top_p already
+    kept &= ranked > 0
+    ids = ids[kept]
+    return logits[ids], ids
 
 
-def gumbel_noise(seed: int, position: int, vocab_size: int, device: torch.device) -> Tensor:
-    """Return (V,) float32 Gumbel noise; the same arguments give the same values on every device."""
-    key = _mix_int(_mix_int(seed & _MASK64) ^ (position & _MASK64))
-    ids = torch.arange(vocab_size, dtype=torch.int64, device=device)
+def logprobs_of(logits: Tensor, tokens: Sequence[int], most: int, tokenizer: Tokenizer) -> list[TokenLogprobs]:
+    """Return, per row of logits (N, V), the log-probabilities of its token and of the `most` most likely ones."""
+    values = logits.log_softmax(1)
+    ids = torch.tensor(list(tokens), device=logits.device)[:, None]
+    own = values.gather(1, ids)
+    ranks = (values > own).sum(1) + 1
+    best, best_ids = values.topk(most, dim=1) if most else (own[:, :0], ids[:, :0])
+    out = []
+    for token, value, rank, others, other_ids in zip(
+        tokens, own[:, 0].tolist(), ranks.tolist(), best.tolist(), best_ids.tolist(), strict=True
+    ):
+        entry = {token: Logprob(value, rank, tokenizer.decode([token]))}
+        for place, (other, logprob) in enumerate(zip(other_ids, others), start=1):
+            entry.setdefault(other, Logprob(logprob, place, tokenizer.decode([other])))
+        out.append(entry)
+    return out
+
+
+def gumbel_noise(seed: int, answer: int, position: int, ids: Tensor) -> Tensor:
+    """Return float32 Gumbel noise of token `ids` (n,); the same arguments give the same values on every device."""
+    key = _mix_int(_mix_int(_mix_int(seed & _MASK64) ^ (answer & _MASK64)) ^ (position & _MASK64))
     bits = _mix(ids ^ _signed(key))
     uniform = ((bits >> 40) & 0xFFFFFF).to(torch.float64).add_(0.5).div_(1 << 24)  # 24 bits, never 0 or 1
     return uniform.log_().neg_().log_().neg_().to(torch.float32)
+
+
+def derive_seed(seed: int, count: int) -> int:
+    """Return a seed for the `count`-th request of an engine with `seed`."""
+    return _mix_int(_mix_int(seed & _MASK64) ^ count) >> 1
 
 
 # splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014), on Python integers and on int64 tensors that wrap.

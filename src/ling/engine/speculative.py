@@ -1,47 +1,133 @@
-"""Drafting with the MTP layer (spec: serving.md 5).
+"""Who proposes tokens: the MTP layer (spec: serving.md 5), or a search in the text so far.
 
-After the main model has run over slots a..b and the token behind b is known, the MTP layer runs over the same slots
-with the tokens shifted by one and the main model's true hidden states; its last slot proposes the next token. Further
-drafts feed the layer its own output. Rejected drafts leave stale cache entries, which the next pass overwrites.
+After the main model has run and the token behind is known, the MTP layer runs over the slots that became known with
+the main model's true hidden states; the last one proposes the next token. Further drafts feed the layer its own
+output. Rejected drafts leave stale slots, which the next pass overwrites.
+
+While nobody drafts, hidden states wait in `Sequence.pending`; when they exceed a bound, the oldest are dropped and the
+MTP layer sees the sequence from later on. That costs acceptance, never correctness.
 """
+
+from collections.abc import Sequence as SequenceOf
 
 import torch
 from torch import Tensor
 
-from ling.engine.request import Sequence
+from ling.engine.cache import Part
 from ling.engine.runner import Runner
 from ling.engine.sampler import Row, sample
+from ling.engine.sequence import Sequence
+
+_MOST_PENDING = 512
+"""Hidden states kept per sequence while nobody drafts."""
+_LONGEST_MATCH, _SHORTEST_MATCH = 4, 2
+_SEARCHED = 8192
+"""Tokens back that a match is looked for."""
 
 
-def propose(runner: Runner, sequences: list[Sequence], hiddens: list[Tensor], num_drafts: int) -> None:
-    """Set `drafts` of each sequence.
-
-    hiddens  per sequence (n, H), the main model's states of its cached slots from `num_drafted_slots` on
-    """
-    starts = [s.num_drafted_slots for s in sequences]
-    ahead = [s.tokens[start + 1 : start + 1 + len(h)] for s, start, h in zip(sequences, starts, hiddens)]
-    assert all(len(a) == len(h) for a, h in zip(ahead, hiddens)), [len(a) for a in ahead]
-    hidden = torch.cat(hiddens)
-    for s, h in zip(sequences, hiddens):
-        s.num_drafted_slots += len(h)
-    drafts: list[list[int]] = [[] for _ in sequences]
-    for _ in range(num_drafts):
-        out = runner.draft(sequences, starts, ahead, hidden)
-        last = torch.tensor([len(a) for a in ahead], device=out.device).cumsum(0) - 1
-        hidden = out[last]
-        rows = [Row(s.params, s.tokens, s.num_prompt, own) for s, own in zip(sequences, drafts)]
-        proposed = sample(runner.logits(hidden), rows)
-        for own, token in zip(drafts, proposed):
-            own.append(token)
-        starts = [start + len(a) for start, a in zip(starts, ahead)]
-        ahead = [[token] for token in proposed]
-    for s, own in zip(sequences, drafts):
-        s.drafts = tuple(own[: max(0, s.max_new - len(s.generated) - 1)])
+def keep_hidden(sequence: Sequence, hidden: Tensor) -> None:
+    """Add main hidden states (n, H) of the tokens before `num_computed` to what the MTP layer has not seen."""
+    sequence.pending.append(hidden)
+    waiting = sequence.num_computed - (sequence.mtp_next - 1)
+    if waiting > _MOST_PENDING:
+        rows = torch.cat(sequence.pending)[-(_MOST_PENDING // 2) :]
+        sequence.pending = [rows.clone()]
+        sequence.mtp_next = sequence.mtp_first = sequence.num_computed - len(rows) + 1
 
 
-def count_accepted(drafts: tuple[int, ...], chosen: list[int]) -> int:
+class MtpDrafter:
+    """Drafts with the first MTP layer."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+
+    def absorb(self, sequences: SequenceOf[Sequence]) -> list[Tensor]:
+        """Run the layer over every slot whose token and hidden state are known; return its last output per sequence."""
+        parts, tokens, hidden = [], [], []
+        for s in sequences:
+            rows = torch.cat(s.pending) if len(s.pending) > 1 else s.pending[0]
+            begin, s.pending = s.mtp_next, []
+            s.mtp_next += len(rows)
+            parts.append(Part(s.blocks, begin, len(rows), s.mtp_first))
+            tokens.append(s.tokens[begin : s.mtp_next])
+            hidden.append(rows)
+            assert len(tokens[-1]) == len(rows), (len(tokens[-1]), len(rows))
+        return [out[-1:] for out in self.runner.draft(parts, tokens, hidden)]
+
+    def propose(self, sequences: SequenceOf[Sequence], hidden: list[Tensor], most: int) -> None:
+        """Set `drafts` of each sequence, from what `absorb` returned for it."""
+        live = list(zip(sequences, hidden))
+        for depth in range(most):
+            live = [(s, h) for s, h in live if len(s.drafts) == depth < most_useful(s, most)]
+            if not live:
+                return
+            if depth:
+                parts = [Part(s.blocks, s.mtp_next + depth - 1, 1, s.mtp_first) for s, _ in live]
+                outputs = self.runner.draft(parts, [s.drafts[-1:] for s, _ in live], [h for _, h in live])
+                live = [(s, out) for (s, _), out in zip(live, outputs)]
+            self._choose(live)
+
+    def _choose(self, live: list[tuple[Sequence, Tensor]]) -> None:
+        """Append one draft to each sequence; a stop id ends drafting, since the row before it chooses it anyway."""
+        rows = [choice_row(s, s.drafts, _allowed_after(s)) for s, _ in live]
+        chosen = sample(self.runner.logits(torch.cat([h for _, h in live])), rows)
+        for (s, _), token in zip(live, chosen):
+            if token not in s.stop_ids:
+                s.drafts.append(token)
+
+
+def propose_from_text(sequence: Sequence, most: int) -> None:
+    """Set `drafts` to what followed the last tokens when they stood in the text before."""
+    tokens = sequence.tokens[-_SEARCHED:]
+    for length in range(_LONGEST_MATCH, _SHORTEST_MATCH - 1, -1):
+        if len(tokens) <= length:
+            continue
+        wanted = tokens[-length:]
+        for begin in range(len(tokens) - length - 1, -1, -1):
+            if tokens[begin] == wanted[0] and tokens[begin : begin + length] == wanted:
+                follow = tokens[begin + length : begin + length + most_useful(sequence, most)]
+                stop = next((i for i, token in enumerate(follow) if token in sequence.stop_ids), len(follow))
+                sequence.drafts = _grammatical(sequence, follow[:stop])
+                return
+
+
+def most_useful(sequence: Sequence, most: int) -> int:
+    """Return how many drafts can still become tokens: the last one of an answer is never a draft."""
+    return min(most, sequence.max_new - sequence.num_generated - 1)
+
+
+def choice_row(sequence: Sequence, drafts: SequenceOf[int], allowed: Tensor | None) -> Row:
+    """Describe the choice behind `drafts`."""
+    s = sequence
+    too_short = s.num_generated + len(drafts) < s.params.min_tokens
+    return Row(
+        s.params,
+        s.seed,
+        s.index,
+        s.tokens,
+        s.num_prompt,
+        tuple(drafts),
+        allowed,
+        tuple(s.stop_ids) if too_short else (),
+    )
+
+
+def count_accepted(drafts: SequenceOf[int], chosen: SequenceOf[int]) -> int:
     """Return how many drafts the main model would have chosen itself, counted from the first."""
     accepted = 0
     while accepted < len(drafts) and drafts[accepted] == chosen[accepted]:
         accepted += 1
     return accepted
+
+
+def _allowed_after(sequence: Sequence) -> Tensor | None:
+    """Return what the grammar allows behind the sequence's drafts; None: anything, or nothing that matters."""
+    if sequence.matcher is None:
+        return None
+    masks, valid = sequence.matcher.allowed(sequence.drafts)
+    return masks[-1] if valid == len(sequence.drafts) else None
+
+
+def _grammatical(sequence: Sequence, drafts: list[int]) -> list[int]:
+    """Cut drafts at the first that the grammar refuses."""
+    return drafts if sequence.matcher is None else drafts[: sequence.matcher.allowed(drafts)[1]]

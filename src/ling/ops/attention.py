@@ -91,25 +91,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, q_rows: Ragged, k_rows: Ragged) -
     return torch.cat(outputs)
 
 
-@op(torch="ling.ops.torch.cached_attention")
-def cached_attention(q: Tensor, keys: Tensor, values: Tensor, q_rows: Ragged, visible: Tensor) -> Tensor:
-    """Attend from the newest tokens of B sequences to what a cache holds of them.
-
-    q             (N, A, D)  new rows of B sequences
-    keys, values  (B, M, K, D)  M at least the longest sequence
-    visible       (B, n, M) bool, n the most new rows of a sequence: what each of them sees (`visible_keys`)
-    return        (N, A, D)
-    """
-    per_kv_head = q.shape[1] // keys.shape[2]
-    outputs = []
-    for qs, ks, vs, mask in zip(q.split(q_rows.lengths), keys, values, visible):
-        ks, vs = ks.repeat_interleave(per_kv_head, 1), vs.repeat_interleave(per_kv_head, 1)
-        scores = torch.einsum("nad,mad->anm", qs, ks) * q.shape[2] ** -0.5
-        scores = at_least_float32(scores).masked_fill(~mask[: len(qs)], -torch.inf)
-        outputs.append(torch.einsum("anm,mad->nad", scores.softmax(-1).to(q.dtype), vs))
-    return torch.cat(outputs)
-
-
 def visible_keys(new: Tensor, held: Tensor, longest_new: int, longest_held: int) -> Tensor:
     """Return what each new row sees: itself and what came before it.
 

@@ -7,7 +7,8 @@ Each public op is a function whose body is the reference. Twins with the same si
 
 The first twin that can run is taken, otherwise the reference; the choice is logged once. `use_backend("reference")`
 forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of that name keep their
-usual choice, so one name can be forced over a whole model.
+usual choice, so one name can be forced over a whole model. The back end `invariant` is never chosen, only forced: its
+results do not depend on what else is in the batch, which costs speed.
 
 Twins are imported where the op is defined, never inside a call, so that compiled graphs trace through the choice.
 The forced name is a plain global for the same reason: it belongs to the process, not to a thread.
@@ -26,7 +27,8 @@ from ling.log import log_once
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "torch", "triton", "cpu")
+BACKENDS = ("reference", "torch", "triton", "cpu", "invariant")
+_ONLY_FORCED = "invariant"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,11 +64,13 @@ def op(**twins: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
                     raise
                 missing[backend] = f"{error.name} is not installed"
 
+        chosen_unasked = {backend: module for backend, module in modules.items() if backend != _ONLY_FORCED}
+
         @wraps(reference)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             if _forced is not None and (_forced == "reference" or _forced in twins):
                 return _run_forced(_forced, args, kwargs)
-            for backend, module in modules.items():
+            for backend, module in chosen_unasked.items():
                 reason = module.why_not(*args, **kwargs)
                 if reason is None:
                     return cast(T, module.forward(*args, **kwargs))

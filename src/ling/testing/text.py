@@ -16,3 +16,9 @@ class IdTokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         return " ".join(str(i) for i in ids)
+
+    def token_bytes(self, id: int) -> bytes:
+        return f"{id} ".encode()
+
+    def is_special(self, id: int) -> bool:
+        return False

@@ -281,14 +281,15 @@ def test_ways_of_generating_that_take_the_cache_apart(directory: Path, options: 
 
 
 def test_a_conversation_gives_the_engine_s_answer() -> None:
-    llm = LLM.load(bundled_directory())
+    llm = LLM(bundled_directory())
     model, tokenizer = load(bundled_directory()), AutoTokenizer.from_pretrained(bundled_directory())
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is 3 plus 4?"}], tokenize=False, add_generation_prompt=True
     )
     inputs = tokenizer([text], return_tensors="pt", return_token_type_ids=False)
     answer = model.generate(**inputs, max_new_tokens=48)[0, inputs.input_ids.shape[1] :].tolist()
-    (expected,) = llm.generate([inputs.input_ids[0].tolist()], SamplingParams(max_tokens=48, temperature=0))
+    (output,) = llm.generate([inputs.input_ids[0].tolist()], SamplingParams(max_tokens=48, temperature=0))
+    (expected,) = output.outputs
     assert answer == expected.token_ids
 
 

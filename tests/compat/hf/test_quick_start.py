@@ -55,13 +55,14 @@ def test_the_published_quick_start_gives_our_engine_s_tokens(
     if precision == "float8":  # transformers computes with the values: the engine is given them too
         to_safetensors(open_pieces(directory), tmp_path / "values", ExportFormat(precision="bfloat16"))
         directory = tmp_path / "values"
-    llm = LLM.load(directory)
+    llm = LLM(directory)
     answers = found["answers"]
     room = llm.model.config.max_position_embeddings
     tokens = 0
     for theirs, padded in zip(answers, found["padded"], strict=True):
         prompt = theirs["prompt_ids"]
-        (done,) = llm.generate([prompt], SamplingParams(max_tokens=min(512, room - len(prompt)), temperature=0))
+        (output,) = llm.generate([prompt], SamplingParams(max_tokens=min(512, room - len(prompt)), temperature=0))
+        (done,) = output.outputs
         ours = done.token_ids
         clear = certain(llm.model, prompt, ours, APART[precision])
         tokens += clear

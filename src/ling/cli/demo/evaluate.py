@@ -9,7 +9,8 @@ from ling.cli.demo.export import Exported
 from ling.cli.demo.prepare import Prepared
 from ling.data.dialogues import Dialogue, heldout_set
 from ling.engine.llm import LLM
-from ling.engine.request import GenerationStats, SamplingParams
+from ling.engine.request import SamplingParams
+from ling.engine.stats import EngineStats
 from ling.eval.bits_per_byte import bits_per_byte, ngram_bits_per_byte
 from ling.eval.byte_ngram import ByteNgram
 from ling.eval.tasks import TaskResult, run_task
@@ -27,9 +28,9 @@ def run_tasks(llm: LLM, level: int) -> list[TaskResult]:
     """Score every task on held-out prompts."""
 
     def answer(dialogues: Any) -> list[str]:
-        params = SamplingParams(max_tokens=_ANSWER_TOKENS)
+        params = SamplingParams(temperature=0, max_tokens=_ANSWER_TOKENS)
         tools = [d.tools for d in dialogues]
-        return [c.text for c in llm.chat([d.prompt for d in dialogues], params, tools=tools)]
+        return [r.outputs[0].text for r in llm.chat([d.prompt for d in dialogues], params, tools=tools)]
 
     counts = {**GATED_PROMPTS, **OTHER_PROMPTS}
     return [run_task(answer, task, count, level=level) for task, count in counts.items()]
@@ -73,15 +74,17 @@ class Speculation:
 
 def compare_speculation(llm: LLM) -> Speculation:
     """Decode held-out story prompts twice each and compare texts and speed."""
-    drafting = LLM(llm.model, llm.tokenizer, num_drafts=1)
-    params = SamplingParams(max_tokens=_ANSWER_TOKENS)
+    options: dict[str, Any] = {"max_num_seqs": 1, "enable_prefix_caching": False}
+    plain = LLM(llm.model, llm.tokenizer, drafting="none", **options)
+    drafting = LLM(llm.model, llm.tokenizer, num_speculative_tokens=1, adaptive_drafts=False, **options)
+    params = SamplingParams(temperature=0, max_tokens=_ANSWER_TOKENS)
     prompts: list[Dialogue] = heldout_set("stories", _SPECULATION_PROMPTS)
-    same, totals = True, {"plain": GenerationStats(), "drafting": GenerationStats()}
+    same, totals = True, {"plain": EngineStats(), "drafting": EngineStats()}
     for i, dialogue in enumerate([prompts[0], *prompts]):
         texts = []
-        for name, engine in (("plain", llm), ("drafting", drafting)):
+        for name, engine in (("plain", plain), ("drafting", drafting)):
             start = time.perf_counter()
-            texts.append(engine.chat([dialogue.prompt], params)[0].token_ids)
+            texts.append(engine.chat([dialogue.prompt], params)[0].outputs[0].token_ids)
             if i:  # the first prompt warms both up
                 total = totals[name]
                 total.seconds += time.perf_counter() - start

@@ -158,8 +158,8 @@ def _promises(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _samples(llm: LLM) -> list[dict[str, str]]:
     prompts = [[{"role": "user", "content": text}] for text in SAMPLE_PROMPTS]
-    answers = llm.chat(prompts, SamplingParams(max_tokens=120))
-    return [{"prompt": p, "answer": a.text} for p, a in zip(SAMPLE_PROMPTS, answers, strict=True)]
+    answers = llm.chat(prompts, SamplingParams(temperature=0, max_tokens=120))
+    return [{"prompt": p, "answer": a.outputs[0].text} for p, a in zip(SAMPLE_PROMPTS, answers, strict=True)]
 
 
 def _task_row(result: TaskResult) -> dict[str, Any]:

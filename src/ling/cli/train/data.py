@@ -170,8 +170,9 @@ def task_percents(model: CausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict
     llm = LLM(model, tokenizer)
 
     def answer(dialogues: Sequence[Dialogue]) -> list[str]:
-        params = SamplingParams(max_tokens=_ANSWER_TOKENS)
-        return [c.text for c in llm.chat([d.prompt for d in dialogues], params, tools=[d.tools for d in dialogues])]
+        params = SamplingParams(temperature=0, max_tokens=_ANSWER_TOKENS)
+        answers = llm.chat([d.prompt for d in dialogues], params, tools=[d.tools for d in dialogues])
+        return [answer.outputs[0].text for answer in answers]
 
     results = [run_task(answer, task, recipe.run.evaluate_prompts, level=recipe.data.dialogue_level) for task in TASKS]
     correct, total = sum(r.correct for r in results), sum(r.total for r in results)

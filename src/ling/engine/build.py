@@ -1,0 +1,97 @@
+"""From a checkpoint directory to an engine; and what is said of it at the start."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ling.checkpoint import load_model
+from ling.config.engine import EngineConfig
+from ling.engine.core import Engine
+from ling.engine.invariance import probe
+from ling.model import CausalLM
+from ling.model.linear import Linear
+from ling.model.moe import Experts
+from ling.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+def open_engine(
+    directory: Path | str,
+    config: EngineConfig | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    fp8: Literal["dequantize", "keep"] = "dequantize",
+    hf_overrides: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> Engine:
+    """Load a checkpoint directory with its tokenizer and build an engine over it, as `load` and `build`."""
+    model, tokenizer = load(directory, dtype=dtype, fp8=fp8, hf_overrides=hf_overrides, device=device)
+    return build(model, tokenizer, config)
+
+
+def load(
+    directory: Path | str,
+    *,
+    dtype: torch.dtype | None = None,
+    fp8: Literal["dequantize", "keep"] = "dequantize",
+    hf_overrides: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[CausalLM, Tokenizer]:
+    """Load a checkpoint.
+
+    dtype         that weights are held and computed in; None: float32 on a CPU, elsewhere as published
+    fp8           block-quantised weights become values, or stay codes that become values at each use
+    hf_overrides  keys laid over config.json, such as rope_scaling
+    """
+    directory = Path(directory)
+    on_cpu = torch.device(device).type == "cpu"
+    if on_cpu and dtype in (torch.bfloat16, torch.float16):
+        logger.warning("%s is slower than float32 on most CPUs; nothing is lost in float32", str(dtype)[6:])
+    wanted = dtype or (torch.float32 if on_cpu else None)
+    model = load_model(directory, dtype=wanted, device=device, fp8=fp8, overrides=hf_overrides)
+    return model.requires_grad_(False), Tokenizer.from_directory(directory)
+
+
+def build(model: CausalLM, tokenizer: Tokenizer, config: EngineConfig | None = None) -> Engine:
+    """Build an engine; one that promises batch invariance is probed first. Raises ConfigError where it cannot hold."""
+    engine = Engine(model, tokenizer, config)
+    if engine.config.batch_invariant:
+        probe(engine.runner)
+    return engine
+
+
+def describe(engine: Engine) -> list[str]:
+    """Return lines that say what was found and chosen."""
+    model, sizes, config = engine.model.config, engine.sizes, engine.config
+    scaling = model.rope_scaling
+    stretched = "" if scaling is None else f", {scaling.type} x{scaling.factor:g}"
+    mtp = f"{model.num_nextn_predict_layers} layer(s)" if model.num_nextn_predict_layers else "none in the checkpoint"
+    if engine.drafting == "none":
+        drafting = "off"
+    else:
+        how = "chosen each step" if config.adaptive_drafts else "always"
+        drafting = f"{engine.drafting}, up to {config.num_speculative_tokens} tokens, {how}"
+    held = "fp8 with a scale per token and head" if config.kv_cache_dtype == "fp8" else str(sizes.dtype)[6:]
+    return [
+        f"weights: {_weight_format(engine.model)}, computed in {str(sizes.dtype)[6:]} on {sizes.device}, "
+        f"{torch.get_num_threads()} thread(s)",
+        f"MTP: {mtp}; drafting: {drafting}",
+        f"rope: theta {model.rope_theta:g}, {model.rotated_dim} of {model.head_dim} channels{stretched}; "
+        f"context {engine.max_model_len}",
+        f"stop ids: {sorted(engine.stop_ids)}",
+        f"cache: {sizes.num_blocks} blocks of {config.block_size} tokens in {held}, {sizes.cache_gib:.2f} GiB, "
+        f"prefix caching {'on' if config.enable_prefix_caching else 'off'}",
+        f"limits: {config.max_num_seqs} answers at once, {sizes.max_num_batched_tokens} tokens per step, "
+        f"{config.max_num_queued} waiting requests",
+        f"batch invariance: {'on, probed' if config.batch_invariant else 'off'}",
+    ]
+
+
+def _weight_format(model: CausalLM) -> str:
+    kept = any(isinstance(m, Linear) and m.weight_scale_inv is not None for m in model.modules())
+    kept |= any(isinstance(m, Experts) and m.gate_up_proj_scale_inv is not None for m in model.modules())
+    return "fp8 blocks" if kept else str(model.model.word_embeddings.weight.dtype)[6:]

@@ -1,0 +1,125 @@
+"""How many tokens to draft: decided from measured step times and running acceptance, never from belief alone.
+
+A step with K drafts per answer yields 1 + p1 + p1 p2 + ... tokens, where p_i is the share of drafts at depth i that
+are accepted once those before them were. What it costs is measured, per number of answers in the step and K: drafts
+that lose time are not made. Numbers not in use are tried now and then, the more seldom the longer trying them changes
+nothing, so a model whose drafts are always wrong pays a fraction of a per cent.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+_REMEMBERED = 9
+"""Step times kept per choice: their median shrugs off a disturbance."""
+_PHASE = 4
+"""Steps for which a number is tried: the first verifies what was drafted under another and is not counted."""
+_SOONEST, _LATEST = 24, 1536
+"""Steps between two trials."""
+_MEMORY = 0.97
+"""What remains of old acceptance with each new draft."""
+_MARGIN = 1.02
+"""Another number must promise so much more to be taken: times are noisy and changes cost a step."""
+
+
+@dataclass(slots=True)
+class _Load:
+    """What is known for one number of answers per step."""
+
+    best: int
+    seconds: dict[int, deque[float]] = field(default_factory=dict)
+    trying: int | None = None
+    steps_left: int = 0
+    """Of the trial."""
+    until_trial: int = 2
+    pause: int = _SOONEST
+
+
+class DraftLength:
+    """Chooses K, 0 to `most`.
+
+    adaptive  False: always `most`
+    """
+
+    def __init__(self, most: int, *, adaptive: bool = True) -> None:
+        self.most = most
+        self.adaptive = adaptive
+        self._accepted = [4.0 * 0.8**i for i in range(most)]  # a hopeful start that a dozen drafts overrule
+        self._drafted = [5.0] * most
+        self._loads: dict[int, _Load] = {}
+
+    def choose(self, num_answers: int) -> int:
+        """Return how many tokens to draft behind each of `num_answers` answers, for the next step."""
+        if not self.adaptive or not self.most:
+            return self.most
+        load = self._load(num_answers)
+        return load.best if load.trying is None else load.trying
+
+    def observe(self, num_answers: int, verified: int, made: int, seconds: float) -> None:
+        """Take the time of a step that verified some drafts per answer and made some for the next."""
+        if not self.adaptive or not self.most:
+            return
+        load = self._load(num_answers)
+        if verified == made:
+            load.seconds.setdefault(made, deque(maxlen=_REMEMBERED)).append(seconds)
+        if load.trying is not None:
+            load.steps_left -= 1
+            if load.steps_left <= 0:
+                self._settle(load)
+        else:
+            load.until_trial -= 1
+            if load.until_trial <= 0:
+                self._try_another(load)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """Take the outcome of one answer's verification."""
+        for depth in range(min(accepted + 1, drafted)):  # those behind the first wrong one were never judged
+            self._drafted[depth] = self._drafted[depth] * _MEMORY + 1
+            self._accepted[depth] = self._accepted[depth] * _MEMORY + (depth < accepted)
+
+    def acceptance(self, depth: int) -> float:
+        """Return the share of drafts at `depth` (from 0) that are accepted once those before them were."""
+        return self._accepted[depth] / self._drafted[depth]
+
+    def tokens_per_step(self, drafts: int) -> float:
+        """Return the expected tokens of a step, per answer."""
+        total = share = 1.0
+        for depth in range(drafts):
+            share *= self.acceptance(depth)
+            total += share
+        return total
+
+    def _load(self, num_answers: int) -> _Load:
+        bucket = (num_answers - 1).bit_length()  # 1, 2, 3 to 4, 5 to 8, ...
+        if bucket not in self._loads:
+            near = min(self._loads, key=lambda b: abs(b - bucket), default=None)
+            self._loads[bucket] = _Load(self._loads[near].best if near is not None else 1)
+        return self._loads[bucket]
+
+    def _try_another(self, load: _Load) -> None:
+        """Try the neighbours of the best number, those never tried or longest promising first."""
+        known = [k for k in load.seconds if k != load.best]
+        near = [k for k in (0, load.best - 1, load.best + 1) if 0 <= k <= self.most and k != load.best]
+        fresh = [k for k in near if k not in load.seconds]
+        choices = fresh or sorted(set(known + near), key=lambda k: -self._rate(load, k))
+        load.trying = choices[0] if choices else None
+        load.steps_left = _PHASE
+        load.until_trial = load.pause
+
+    def _settle(self, load: _Load) -> None:
+        tried, load.trying = load.trying, None
+        before = load.best
+        if load.best in load.seconds:
+            load.best = max(load.seconds, key=lambda k: self._rate(load, k) * (_MARGIN if k == before else 1))
+        elif tried is not None:
+            load.best = tried
+        untried = any(
+            k not in load.seconds for k in (0, load.best - 1, load.best + 1) if 0 <= k <= self.most and k != load.best
+        )
+        load.pause = _SOONEST if load.best != before else min(2 * load.pause, _LATEST)
+        load.until_trial = 1 if untried else load.pause
+
+    def _rate(self, load: _Load, drafts: int) -> float:
+        """Return tokens per second and answer."""
+        times = load.seconds.get(drafts)
+        return self.tokens_per_step(drafts) / median(times) if times else 0.0
