@@ -202,6 +202,21 @@ def test_drafts_are_cut_at_the_first_that_is_not_allowed(compiler, tokenizer):
     assert before.equal(matcher.allowed(good)[0][0])
 
 
+def test_masks_are_computed_once_between_two_advances(compiler, tokenizer, monkeypatch):
+    matcher = of_json(compiler, {"type": "integer"}).matcher()
+    computed = []
+    real = matcher._mask
+    monkeypatch.setattr(matcher, "_mask", lambda: computed.append(1) or real())
+    ids = ids_of(tokenizer, "1234")
+    for i in range(5):
+        matcher.allowed(ids[:i])
+    assert len(computed) == 5
+    matcher.advance(ids[:2])
+    (mask,), _ = matcher.allowed()
+    assert len(computed) == 6
+    assert mask.equal(real())
+
+
 def test_a_token_that_is_not_allowed_is_refused(compiler, tokenizer):
     matcher = of_json(compiler, {"type": "integer"}).matcher()
     with pytest.raises(RequestError, match="does not follow the grammar"):

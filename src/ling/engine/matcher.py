@@ -44,6 +44,8 @@ class Matcher:
         self._bounds = bounds
         self._place = JsonBounds.START
         self._finished = False
+        self._known: dict[tuple[int, ...], Tensor] = {}
+        """Masks after drafts since the last `advance`: drafting asks after each draft, verification for all again."""
 
     @property
     def finished(self) -> bool:
@@ -55,17 +57,17 @@ class Matcher:
 
         return  v + 1 masks (V,) bool on the CPU, mask i for after drafts[:i]; and v, how many leading drafts are
                 allowed. V is the model's vocabulary. Never empty: where the text can only end, and after its end,
-                the stop ids are allowed.
+                the stop ids are allowed. Masks are kept and given again: not to be written to.
         Raises RequestError where the grammar leads nowhere or exceeds llguidance's limits.
         """
         place, finished = self._place, self._finished
-        masks, consumed = [self._mask()], 0
+        masks, consumed = [self._mask_after(())], 0
         try:
             for draft in drafts:
                 if not (0 <= draft < self._vocabulary.size and masks[-1][draft]):
                     break
                 consumed += self._consume(draft)
-                masks.append(self._mask())
+                masks.append(self._mask_after((*drafts[: len(masks)],)))
         finally:
             if consumed:
                 self._matcher.rollback(consumed)
@@ -74,6 +76,7 @@ class Matcher:
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """Consume tokens for good, up to a stop id. Raises RequestError for one that the grammar does not allow."""
+        self._known.clear()
         for id in token_ids:
             if not self._finished:
                 self._consume(id)
@@ -89,6 +92,12 @@ class Matcher:
         if self._bounds is not None:
             self._place = self._bounds.after(self._place, self._vocabulary.token_bytes[id])
         return 1
+
+    def _mask_after(self, drafts: tuple[int, ...]) -> Tensor:
+        """Take the mask after `drafts`, which are consumed already, from those that are known, or compute it."""
+        if drafts not in self._known:
+            self._known[drafts] = self._mask()
+        return self._known[drafts]
 
     def _mask(self) -> Tensor:
         """Compute the mask (V,) bool of what may come here."""
