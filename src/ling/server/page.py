@@ -10,7 +10,7 @@ def read_page() -> tuple[bytes, dict[str, str]]:
     """Return the page and the headers to serve it with.
 
     Its scripts and styles are named by their hashes, so nothing else runs in it, whatever a model writes.
-    Its requests go to addresses relative to its own: serve it where `v1/` is beside it, with a slash at the end.
+    Its requests go to `v1/` beside it: the address it is served at ends with a slash.
     """
     page = Path(__file__).with_name("page.html").read_bytes()
     policy = {
