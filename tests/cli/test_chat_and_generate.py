@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from tests.cli.streaming_server import stream_from
 
 from ling.cli.chat import converse
-from ling.cli.talk.answer import ask
+from ling.cli.talk.answer import Model
 from ling.cli.talk.show import ChatMarkdown, MarkdownShow, split_finished
 from ling.engine.bundled import bundled_directory
 from ling.engine.llm import LLM
@@ -184,9 +185,32 @@ def test_a_backslash_continues_a_message_and_a_blank_hides_a_slash(
     assert [m["content"] for m in said if m["role"] == "user"] == ["one\ntwo", "/three"]
 
 
+def test_a_server_is_talked_to_as_a_model_is(ling, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stream_from() as server:
+        typed(monkeypatch, "hi\nand you?\n")
+        out = ling("chat", "--url", server.url, "--max-tokens", 4, "--system", "Be x.", "--api-key", "secret").out
+    assert out.count("xxxx") == 2
+    assert "4 tokens, first after 0.0" in out
+    last = server.asked[-1]
+    assert [m["role"] for m in last["messages"]] == ["system", "user", "assistant", "user"]
+    assert (last["max_tokens"], last["temperature"], last["key"]) == (4, 0, "Bearer secret")
+    gone = ling("chat", "--url", server.url)
+    assert gone.code == 2
+    assert "cannot reach" in gone.err
+
+
+def test_a_server_that_refuses_says_why_and_the_conversation_goes_on(ling, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stream_from("broken") as server:
+        typed(monkeypatch, "hi\n/help\n")
+        out = ling("chat", "--url", server.url).out
+    assert "HTTP 503: too many wait" in " ".join(out.split())
+    assert "/system TEXT" in out
+
+
 def test_an_answer_is_cut_at_its_longest_and_says_so(llm: LLM) -> None:
     pieces: list[str] = []
-    answer = ask(llm, [{"role": "user", "content": WHO}], SamplingParams(max_tokens=3, temperature=0), pieces.append)
+    model = Model(llm, SamplingParams(max_tokens=3, temperature=0))
+    answer = model.ask([{"role": "user", "content": WHO}], pieces.append)
     assert answer.text == "".join(pieces)
     assert (answer.tokens, answer.finish_reason) == (3, "length")
     assert "cut at --max-tokens" in answer.describe()

@@ -1,6 +1,10 @@
 """`ling generate --input`: every line is answered once, whatever stops the run, and bad lines harm only themselves."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +252,22 @@ def test_an_answer_of_a_file_has_the_form_its_line_asks_for(ling, files: Files) 
     assert ling("generate", "--input", files.input, "--output", files.output).code == 0
     assert files.by_index[0]["text"] in form["choice"]
     assert "regex" in files.by_index[1]["error"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_any_moment_is_gone_on_with(files: Files, tmp_path: Path) -> None:
+    files.ask(*({"prompt": f"Tell me a story about Tom and dog {i}.", "temperature": 0.8} for i in range(200)))
+    command = [sys.executable, "-m", "ling", "generate", "--input", str(files.input), "--output"]
+    for kill in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
+        before = len(files.answers) if files.output.exists() else 0
+        run = subprocess.Popen([*command, str(files.output), "--max-num-seqs", "8"])
+        while not files.output.exists() or files.output.read_bytes().count(b"\n") < before + 30:
+            assert run.poll() is None
+            time.sleep(0.01)
+        run.send_signal(kill)
+        assert run.wait() == (-signal.SIGKILL if kill == signal.SIGKILL else 130)
+    subprocess.run([*command, str(files.output), "--max-num-seqs", "3", "--drafts", "0"], check=True)
+    subprocess.run([*command, str(tmp_path / "at_once.jsonl")], check=True)
+    killed = files.by_index
+    files.output = tmp_path / "at_once.jsonl"
+    assert killed == files.by_index

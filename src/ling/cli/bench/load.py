@@ -138,7 +138,7 @@ class Load:
                 outcome.prompt_tokens = int(usage.get("prompt_tokens") or 0)
                 outcome.output_tokens = int(usage.get("completion_tokens") or 0)
             for choice in event.get("choices") or ():
-                text, has_token = _piece(choice)
+                text, has_token = piece_of(choice)
                 ends = choice.get("finish_reason") is not None
                 finished |= ends
                 if has_token or (ends and not pieces):
@@ -158,7 +158,7 @@ class Load:
         return time.perf_counter() - self._begin
 
 
-def _piece(choice: Mapping[str, Any]) -> tuple[str, bool]:
+def piece_of(choice: Mapping[str, Any]) -> tuple[str, bool]:
     """Return the text of a choice in an event, and whether it brings a token.
 
     A token may have no text, such as half a character; what brings none is a chat's first event, which names the role,

@@ -1,14 +1,21 @@
-"""Asking the engine for an answer, and what it took."""
+"""An answer and what it took; asking the engine for one."""
 
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from ling.engine.llm import LLM
     from ling.engine.request import Delta, SamplingParams
+
+
+class Talker(Protocol):
+    """Whoever answers."""
+
+    def ask(self, messages: Sequence[Mapping[str, Any]], show: Callable[[str], None]) -> "Answer":
+        """Stream an answer into `show`; Ctrl-C ends it early. Raises LingError for what cannot be asked."""
 
 
 @dataclass(slots=True)
@@ -45,30 +52,34 @@ class Answer:
         return f"{tokens}, first after {self.first_seconds:.2f} s{rate}{drafts}{cut}"
 
 
-def ask(
-    llm: "LLM", messages: Sequence[Mapping[str, Any]], params: "SamplingParams", show: Callable[[str], None]
-) -> Answer:
-    """Stream an answer into `show`; Ctrl-C ends it early, between two steps. Raises LingError for what cannot be asked.
+class Model:
+    """Answers by an engine of our own."""
 
-    A second Ctrl-C interrupts whatever runs, as ever.
-    """
-    from ling.train.interrupt import stop_on_signal
+    def __init__(self, llm: "LLM", params: "SamplingParams") -> None:
+        self._llm, self._params = llm, params
 
-    engine, answer = llm.engine, Answer()
-    drafted, accepted = engine.stats.drafted, engine.stats.accepted
-    name = f"chat-{engine.stats.requests}"
-    begin = time.perf_counter()
-    engine.add(name, llm.chat_prompt(messages), params)
-    try:
-        with stop_on_signal() as stop:
-            while engine.has_work and stop.made is None:
-                for delta in engine.step():
-                    answer.take(delta, time.perf_counter() - begin)
-                    show(delta.text)
-    finally:
-        engine.abort(name)
-    answer.seconds = time.perf_counter() - begin
-    answer.drafted, answer.accepted = engine.stats.drafted - drafted, engine.stats.accepted - accepted
-    if stop.made == signal.SIGTERM:
-        stop.obey()
-    return answer
+    def ask(self, messages: Sequence[Mapping[str, Any]], show: Callable[[str], None]) -> Answer:
+        """Stream an answer into `show`; Ctrl-C ends it early, between two steps. Raises LingError.
+
+        A second Ctrl-C interrupts whatever runs, as ever.
+        """
+        from ling.train.interrupt import stop_on_signal
+
+        engine, answer = self._llm.engine, Answer()
+        drafted, accepted = engine.stats.drafted, engine.stats.accepted
+        name = f"chat-{engine.stats.requests}"
+        begin = time.perf_counter()
+        engine.add(name, self._llm.chat_prompt(messages), self._params)
+        try:
+            with stop_on_signal() as stop:
+                while engine.has_work and stop.made is None:
+                    for delta in engine.step():
+                        answer.take(delta, time.perf_counter() - begin)
+                        show(delta.text)
+        finally:
+            engine.abort(name)
+        answer.seconds = time.perf_counter() - begin
+        answer.drafted, answer.accepted = engine.stats.drafted - drafted, engine.stats.accepted - accepted
+        if stop.made == signal.SIGTERM:
+            stop.obey()
+        return answer
