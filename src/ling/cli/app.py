@@ -30,6 +30,7 @@ from ling.cli.generate import generate
 from ling.cli.merge import merge
 from ling.cli.plan import plan
 from ling.cli.plot import plot
+from ling.cli.serve.command import serve
 from ling.cli.train.command import train
 from ling.errors import LingError
 from ling.version import __version__
@@ -43,7 +44,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    demo, train, finetune, plan, plot, chat, generate, convert, merge, export, doctor, download, config,
+    demo, train, finetune, plan, plot, chat, generate, serve, convert, merge, export, doctor, download, config,
 ):  # fmt: skip
     app.command()(command)
 app.add_typer(data, name="data")

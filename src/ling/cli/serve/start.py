@@ -1,0 +1,108 @@
+"""Starting our own engine and server."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ling.cli.serve.translate import engine_config, json_object, server_settings
+from ling.engine.build import build, describe, load
+from ling.engine.bundled import bundled_directory
+from ling.engine.core import Engine
+from ling.engine.loop import EngineLoop
+from ling.errors import ConfigError
+from ling.server.run import bind, run
+from ling.server.sampling import SamplingDefaults
+from ling.server.service import Service
+
+_DTYPES = {
+    "auto": None, "float32": torch.float32, "float": torch.float32, "bfloat16": torch.bfloat16,
+    "float16": torch.float16, "half": torch.float16,
+}  # fmt: skip
+_BUNDLED = "ling-bundled"
+
+Say = Callable[[str], None]
+
+
+def start(options: Any, *, name: str | None, resolve: Callable[[str | None], Path], say: Say) -> None:
+    """Check everything that costs nothing, load the model, and serve until a signal."""
+    settings = server_settings(options, name=_called(name))
+    engine_config(options)
+    dtype = options.dtype
+    if dtype not in _DTYPES:
+        raise ConfigError(f"--dtype {dtype} is not known; use auto, float32, bfloat16 or float16")
+    bind(settings).close()  # a port in use is said now, not after the model is loaded
+    begin = time.perf_counter()
+    directory = resolve(name)
+    defaults = SamplingDefaults.of_model(directory)
+    say(f"loading {name or 'the bundled model'}")
+    engine = _open(options, directory, say)
+    for line in describe(engine):
+        say(line)
+    say(f"sampling where requests do not say: {defaults.described}")
+    say(f"loaded in {time.perf_counter() - begin:.1f} s")
+    if not settings.is_loopback and not settings.api_keys:
+        say(f"note: whoever reaches {settings.host} may use this server; --api-key asks for a key")
+    taken = bind(settings)
+    loop = EngineLoop(engine).start()
+    names = " or ".join((*settings.served_names, "auto"))
+    try:
+        run(Service(loop, settings, defaults), taken, lambda url: say(f"serving {names} at {url}/v1"))
+    finally:
+        loop.stop()
+    say("stopped")
+
+
+def _called(name: str | None) -> str:
+    """Return what clients call the model: its name on a hub, or the last part of a path."""
+    if name is None:
+        return _BUNDLED
+    return Path(name).resolve().name if Path(name).exists() else name
+
+
+def _open(options: Any, directory: Path, say: Say) -> Engine:
+    device = _device(options.device)
+    if directory == bundled_directory():
+        torch.set_num_threads(1)  # its tensors are too small to share
+    overrides = json_object("--hf-overrides", options.hf_overrides) if options.hf_overrides else None
+    if options.quantization not in (None, "fp8"):
+        raise ConfigError(f"--quantization {options.quantization} is not known; use fp8, or leave it out")
+    model, tokenizer = load(
+        directory, dtype=_DTYPES[options.dtype], fp8="keep" if options.quantization else "dequantize",
+        hf_overrides=overrides, device=device,
+    )  # fmt: skip
+    return build(model, tokenizer, engine_config(options, kv_cache_gib=_share(options, device, say)))
+
+
+def _device(asked: str) -> torch.device:
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if asked not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {asked} is not known; use cpu, cuda or auto")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: this machine has no GPU that torch can use")
+    return torch.device(asked)
+
+
+def _share(options: Any, device: torch.device, say: Say) -> float | None:
+    """Return the GiB that a share of a GPU's memory leaves for the cache, the weights being there already."""
+    share = options.gpu_memory_utilization
+    if share is None:
+        return None
+    if not 0 < share <= 1:
+        raise ConfigError(f"--gpu-memory-utilization must lie in (0, 1], got {share:g}")
+    if device.type != "cuda":
+        say("note: --gpu-memory-utilization has no effect on a CPU; --kv-cache-gib sizes the cache")
+        return None
+    if options.kv_cache_gib is not None:
+        raise ConfigError("--gpu-memory-utilization and --kv-cache-gib both size the cache; give one")
+    free, total = torch.cuda.mem_get_info(device)
+    left = free - (1 - share) * total
+    if left <= 0:
+        raise ConfigError(
+            f"--gpu-memory-utilization {share:g} leaves no memory for the cache: of {total / 2**30:.1f} GiB "
+            f"{(total - free) / 2**30:.1f} are in use"
+        )
+    return left / 2**30

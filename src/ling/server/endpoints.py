@@ -1,0 +1,134 @@
+"""A generating request, from its bytes to its answer.
+
+Everything up to the engine happens in a worker thread, and everything after it under the request's deadline. When the
+client leaves, at whatever stage, the engine is told to forget the request.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from ling.server.chat import ChatAnswers
+from ling.server.completions import CompletionAnswers
+from ling.server.errors import ApiError, as_api_error
+from ling.server.metrics import RequestTimes
+from ling.server.prompts import chat_prompt, completion_prompts
+from ling.server.schema import ChatRequest, CompletionRequest, validate
+from ling.server.schema.strict import Model
+from ling.server.service import Prepared, Service
+from ling.server.session import Session
+from ling.server.streamed import EventStream, unless_gone
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Service, Request], Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+Result = TypeVar("Result")
+Answers = ChatAnswers | CompletionAnswers
+
+
+def answering(service: Service, handler: Handler) -> Endpoint:
+    """Make a route of `handler`: its failures become answers, and it ends when the client leaves or time is up."""
+
+    async def endpoint(request: Request) -> Response:
+        handed_on = False
+        try:
+            async with asyncio.timeout(service.settings.request_seconds or None):
+                response: Response = await unless_gone(request, handler(service, request))
+            handed_on = True
+            return response
+        except Exception as error:
+            return explain(service, request, error).response()
+        finally:
+            # A stream that could not be handed on, because the client left in the same moment, is nobody's to close.
+            if not handed_on and (session := getattr(request.state, "session", None)) is not None:
+                session.close()
+
+    return endpoint
+
+
+def explain(service: Service, request: Request, error: Exception) -> ApiError:
+    """Say what a client may know of a failure, count it, and log what is our own fault."""
+    request_id = request.state.request_id
+    if isinstance(error, TimeoutError):
+        seconds = service.settings.request_seconds
+        told = ApiError(f"not answered within {seconds:g} seconds; the request was aborted", status=504, code="timeout")
+    else:
+        told = as_api_error(error, request_id, serving=service.engine.alive and not service.engine.draining)
+    if told.status >= 500 and not isinstance(error, ApiError | TimeoutError):
+        logger.error("%s failed", request_id, exc_info=error)
+    service.metrics.refused.labels(str(told.status)).inc()
+    return told
+
+
+async def in_worker(service: Service, work: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(service.workers, work)
+
+
+def read(request: Request, model: type[Model]) -> Model:
+    """Decode and check a body. Nesting ends at 200 levels, and NaN and half a surrogate pair are no JSON."""
+    try:
+        body = from_json(request.state.body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    return validate(model, body)
+
+
+async def chat(service: Service, request: Request) -> Response:
+    def prepare() -> tuple[ChatRequest, str, Prepared]:
+        asked = read(request, ChatRequest)
+        model = service.name_of(asked.model)
+        return asked, model, service.prepare(asked, lambda: [chat_prompt(service.tokenizer, asked)])
+
+    times = RequestTimes(service.metrics)
+    asked, model, ready = await in_worker(service, prepare)
+    answers = ChatAnswers(asked, ready.prompts[0], service.tokenizer, id=request.state.request_id[4:], model=model)
+    return await _answer(service, request, asked, ready, answers, times)
+
+
+async def completions(service: Service, request: Request) -> Response:
+    def prepare() -> tuple[CompletionRequest, str, Prepared]:
+        asked = read(request, CompletionRequest)
+        model = service.name_of(asked.model)
+        return asked, model, service.prepare(asked, lambda: completion_prompts(service.tokenizer, asked))
+
+    times = RequestTimes(service.metrics)
+    asked, model, ready = await in_worker(service, prepare)
+    answers = CompletionAnswers(asked, ready.prompts, service.tokenizer, id=request.state.request_id[4:], model=model)
+    return await _answer(service, request, asked, ready, answers, times)
+
+
+async def _answer(
+    service: Service,
+    request: Request,
+    asked: ChatRequest | CompletionRequest,
+    ready: Prepared,
+    answers: Answers,
+    times: RequestTimes,
+) -> Response:
+    session = request.state.session = Session(service.engine, request.state.request_id, times)
+    salt = f"{request.state.tenant}/{asked.cache_salt or ''}".strip("/")
+    session.submit([prompt.ids for prompt in ready.prompts], ready.params, grammar=ready.grammar, salt=salt)
+    if asked.stream:
+        return EventStream(
+            answers.chunks(session.deltas()),
+            deadline=_deadline(service),
+            explain=lambda error: explain(service, request, error),
+            close=session.close,
+        )
+    body: dict[str, Any]
+    try:
+        body = await answers.whole(session.deltas())
+    finally:
+        session.close()
+    return JSONResponse(body)
+
+
+def _deadline(service: Service) -> float | None:
+    seconds = service.settings.request_seconds
+    return asyncio.get_running_loop().time() + seconds if seconds else None

@@ -1,0 +1,111 @@
+"""Requests to token ids. Called in a worker thread: long texts take a while."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ling.server.errors import ApiError
+from ling.server.schema import ChatRequest, CompletionRequest, Message, TokenizeRequest
+from ling.server.schema.chat import TemplateOptions
+from ling.tokenizer import Tokenizer, encode_chat
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    ids: list[int]
+    text: str | None = None
+    """As it was sent; None: as ids."""
+
+
+def chat_prompt(tokenizer: Tokenizer, request: ChatRequest | TokenizeRequest) -> Prompt:
+    """Render messages; tools that must not be called are not shown to the model."""
+    tools: list[dict[str, Any]] = [tool.model_dump(exclude_unset=True) for tool in request.tools]
+    if isinstance(request, ChatRequest) and not request.may_call:
+        tools = []
+    ids, _ = encode_chat(
+        tokenizer, _plain(request.messages or []), tools=tools or None,
+        thinking=_thinking(request.chat_template_kwargs),
+        add_generation_prompt=request.add_generation_prompt is not False,
+    )  # fmt: skip
+    return Prompt(ids)
+
+
+def smallest_length(request: ChatRequest | CompletionRequest, longest_token: int) -> int:
+    """Return how many tokens the longest text of a request has at least: cheap to say before it is encoded."""
+    texts = [m.content or "" for m in request.messages] if isinstance(request, ChatRequest) else _texts(request.prompt)
+    sizes = [len(text) for text in texts]  # a character has a byte or more
+    size = sum(sizes) if isinstance(request, ChatRequest) else max(sizes, default=0)
+    return -(-size // longest_token)
+
+
+def completion_prompts(tokenizer: Tokenizer, request: CompletionRequest) -> list[Prompt]:
+    """Encode texts as they are: special tokens spelt in them act as such, as chat formats rendered by clients need."""
+    given = _several(request.prompt)
+    prompts = [Prompt(tokenizer.encode(p), p) if isinstance(p, str) else Prompt(list(p)) for p in given]
+    for prompt in prompts:
+        if not prompt.ids:
+            raise ApiError("prompt must not be empty", param="prompt")
+        check_ids(tokenizer, prompt.ids, "prompt")
+    return prompts
+
+
+def _several(prompt: Any) -> list[Any]:
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+def _texts(prompt: Any) -> list[str]:
+    return [text for text in _several(prompt) if isinstance(text, str)]
+
+
+def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
+    """Refuse ids that are not in the vocabulary."""
+    if ids and (largest := max(ids)) >= tokenizer.vocab_size:
+        raise ApiError(f"token id {largest} is beyond the vocabulary of {tokenizer.vocab_size}", param=param)
+
+
+def _thinking(options: TemplateOptions | None) -> Any:
+    if options is None:
+        return "off"
+    given = {value for value in (options.thinking, options.enable_thinking) if value is not None}
+    if len(given) > 1:
+        raise ApiError("thinking and enable_thinking contradict each other", param="chat_template_kwargs")
+    return "on" if True in given else "off"
+
+
+def _plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return messages as the renderer takes them, the answers of tools in the order of the calls."""
+    plain: list[dict[str, Any]] = []
+    calls: list[str] = []
+    """Ids of the latest answer's calls."""
+    index = 0
+    while index < len(messages):
+        message = messages[index]
+        if message.role != "tool":
+            calls = [call.id for call in message.tool_calls or ()]
+            if len(set(calls)) < len(calls):
+                raise ApiError("two of the tool calls have the same id", param=f"messages[{index}].tool_calls")
+            plain.append(_one(message))
+            index += 1
+            continue
+        answers: dict[str, Message] = {}
+        start = index
+        while index < len(messages) and messages[index].role == "tool":
+            id = messages[index].tool_call_id or ""
+            if id not in calls or id in answers:
+                what = "is answered twice" if id in answers else "belongs to no call of the message before"
+                raise ApiError(f"this tool_call_id {what}", param=f"messages[{index}].tool_call_id")
+            answers[id] = messages[index]
+            index += 1
+        if missing := len(calls) - len(answers):
+            raise ApiError(
+                f"{missing} of the tool calls before have no answer; each needs a tool message",
+                param=f"messages[{start - 1}].tool_calls",
+            )
+        plain += [_one(answers[id]) for id in calls]
+        calls = []
+    return plain
+
+
+def _one(message: Message) -> dict[str, Any]:
+    kept = message.model_dump(include={"role", "content", "reasoning_content", "tool_calls"}, exclude_none=True)
+    return kept | {"role": "system" if message.role == "developer" else message.role}

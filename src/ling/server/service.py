@@ -1,0 +1,86 @@
+"""What the routes share: the engine, its tokenizer, and everything made once."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ling.engine.grammar import GrammarCompiler
+from ling.engine.loop import EngineLoop
+from ling.engine.request import SamplingParams
+from ling.server.constraints import constraint_of
+from ling.server.errors import ApiError
+from ling.server.metrics import Metrics
+from ling.server.prompts import Prompt, smallest_length
+from ling.server.sampling import SamplingDefaults, sampling_params
+from ling.server.schema import ChatRequest, CompletionRequest
+from ling.server.settings import ServerSettings
+
+AUTO = "auto"
+"""What published clients call whichever model is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready for the engine."""
+
+    prompts: Sequence[Prompt]
+    params: SamplingParams
+    grammar: Any
+    """What `params.structured_outputs` was compiled to, or None."""
+
+
+class Service:
+    """One engine behind one address."""
+
+    def __init__(self, engine: EngineLoop, settings: ServerSettings, defaults: SamplingDefaults) -> None:
+        self.engine, self.settings, self.defaults = engine, settings, defaults
+        self.tokenizer = engine.engine.tokenizer
+        self.max_model_len = engine.engine.max_model_len
+        self.metrics = Metrics(engine, settings.served_names[0], vllm=settings.vllm_metrics)
+        self.started = int(time.time())
+        self.workers = ThreadPoolExecutor(max(4, min(16, os.cpu_count() or 1)), "server")
+        """Parse, render, tokenise and compile beside the event loop."""
+        self._longest_token = max(len(self.tokenizer.token_bytes(id)) for id in range(self.tokenizer.vocab_size))
+        self._compiler = GrammarCompiler(self.tokenizer, engine.engine.model.config.vocab_size)
+
+    def name_of(self, asked: str) -> str:
+        """Return what an answer calls the model. Raises ApiError unless it is this one."""
+        names = self.settings.served_names
+        if asked == AUTO:
+            return names[0]
+        if asked not in names:
+            raise ApiError(
+                f"the model does not exist here; this server has {', '.join(names)}, which is also called {AUTO}",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
+        return asked
+
+    def prepare(self, request: ChatRequest | CompletionRequest, encode: Callable[[], Sequence[Prompt]]) -> Prepared:
+        """Make a checked request ready, or say why the engine could never run it."""
+        constraint = constraint_of(request)
+        if (length := smallest_length(request, self._longest_token)) > self.max_model_len:
+            raise ApiError(
+                f"the prompt has more than {length} tokens, the context {self.max_model_len}",
+                code="context_length_exceeded",
+            )
+        prompts = encode()
+        room = self.max_model_len - max(len(prompt.ids) for prompt in prompts)
+        params = sampling_params(request, self.defaults, room=room, structured_outputs=constraint)
+        for prompt in prompts:
+            self.engine.engine.check(prompt.ids, params)
+        grammar = None if constraint is None else self._compiler.compile(constraint)
+        return Prepared(prompts, params, grammar)
+
+    def why_unhealthy(self) -> str | None:
+        """Return None while requests are served."""
+        engine = self.engine
+        if not engine.alive:
+            return "the engine has stopped"
+        if engine.draining:
+            return "shutting down"
+        if engine.num_unfinished and engine.seconds_since_progress > self.settings.stalled_seconds:
+            return f"no progress for {engine.seconds_since_progress:.0f} s while {engine.num_unfinished} requests wait"
+        return None

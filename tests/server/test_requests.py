@@ -1,0 +1,115 @@
+"""What a request may say: every field is kept or refused by name."""
+
+import pytest
+
+from ling.server.errors import ApiError
+from ling.server.schema import ChatRequest, CompletionRequest, validate
+from ling.server.schema.refused import REFUSED
+
+USER = {"role": "user", "content": "x"}
+TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "1"), ("temperature", True), ("temperature", -1), ("temperature", 1e999), ("top_p", 0),
+        ("top_p", 2), ("n", True), ("n", 0), ("n", 17), ("n", 1.0), ("max_tokens", 0), ("max_tokens", "5"),
+        ("max_completion_tokens", -1), ("seed", 2**63), ("seed", 0.5), ("logprobs", 1), ("top_logprobs", 21),
+        ("top_logprobs", 2), ("stop", [""]), ("stop", ["x"] * 17), ("stop", "x" * 257), ("stop_token_ids", [-1]),
+        ("logit_bias", {str(i): 1 for i in range(1025)}), ("logit_bias", {"1": "2"}), ("stream", 1),
+        ("presence_penalty", 3), ("frequency_penalty", -3), ("min_p", 2), ("top_k", -2), ("repetition_penalty", 0),
+        ("messages", []), ("messages", [USER] * 2049), ("messages", "hello"), ("messages", [{"role": "user"}]),
+        ("messages", [{"role": "wizard", "content": "x"}]), ("messages", [{**USER, "name": "Ann"}]),
+        ("messages", [{**USER, "tool_calls": []}]), ("messages", [{"role": "tool", "content": "x"}]),
+        ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": 5}]}]),
+        ("tools", [{"type": "web_search"}]), ("tools", [{"type": "function", "function": {"name": "a b"}}]),
+        ("tools", [TOOL, TOOL]), ("tool_choice", "sometimes"), ("tool_choice", "required"),
+        ("response_format", {"type": "json_schema"}), ("response_format", {"type": "xml"}),
+        ("stream_options", {"include_usage": True}), ("store", True), ("metadata", {"a": 1}),
+        ("chat_template_kwargs", {"add_generation_prompt": False}), ("add_generation_prompt", False),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused(field, value):
+    with pytest.raises(ApiError) as refused:
+        validate(ChatRequest, {"messages": [USER], field: value})
+    assert refused.value.status == 400
+    named = refused.value.param or str(refused.value)
+    assert field.split("_")[0] in named or field.split("_")[-1] in named, (named, str(refused.value))
+
+
+def test_a_field_is_implemented_or_refused_by_name_never_both():
+    for model, body in ((ChatRequest, {"messages": [USER]}), (CompletionRequest, {"prompt": "x"})):
+        for name in REFUSED.keys() - model.model_fields.keys():
+            with pytest.raises(ApiError, match="is not supported") as refused:
+                validate(model, {**body, name: {}})
+            assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+    assert REFUSED.keys() & set(ChatRequest.model_fields) == set()
+    assert REFUSED.keys() & set(CompletionRequest.model_fields) == {"echo"}
+
+
+def test_a_misspelt_field_is_told_what_it_may_mean():
+    with pytest.raises(ApiError, match="unknown parameter temprature; did you mean temperature\\?"):
+        validate(ChatRequest, {"messages": [USER], "temprature": 1})
+
+
+def test_null_means_left_out_but_not_for_what_is_unknown():
+    assert validate(ChatRequest, {"messages": [USER], "stop": None, "audio": None, "n": None}).n == 1
+    with pytest.raises(ApiError):
+        validate(ChatRequest, {"messages": [USER], "foo": None})
+
+
+def test_an_answer_comes_back_as_a_message():
+    """As `message.model_dump()` of the official client."""
+    answer = {"role": "assistant", "content": None, "refusal": None, "annotations": None, "audio": None,
+              "function_call": None, "tool_calls": [CALL], "reasoning_content": None}  # fmt: skip
+    tool = {"role": "tool", "tool_call_id": "a", "content": "5", "name": "f"}
+    read = validate(ChatRequest, {"messages": [USER, answer, tool]})
+    assert read.messages[1].tool_calls[0].function.name == "f"
+
+
+def test_parts_of_text_are_joined():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert validate(ChatRequest, {"messages": [{"role": "user", "content": parts}]}).messages[0].content == "a\nb"
+
+
+def test_two_names_of_one_limit_must_agree():
+    both = {"messages": [USER], "max_tokens": 5, "max_completion_tokens": 5}
+    assert validate(ChatRequest, both).max_tokens == 5
+    with pytest.raises(ApiError, match="two names of one limit"):
+        validate(ChatRequest, {**both, "max_tokens": 6})
+
+
+def test_errors_are_shaped_as_the_official_client_reads_them(live):
+    import openai
+
+    with pytest.raises(openai.BadRequestError) as refused:
+        live.client.chat.completions.create(model="auto", messages=[USER], temperature=3000)
+    assert refused.value.param == "temperature"
+    with pytest.raises(openai.NotFoundError) as missing:
+        live.client.chat.completions.create(model="gpt-4", messages=[USER])
+    assert missing.value.code == "model_not_found"
+    assert live.post("/v1/completions", prompt="x", suffix="y").json()["error"] == {
+        "message": "suffix is not supported: the model was not trained to fill in the middle",
+        "type": "invalid_request_error", "param": "suffix", "code": "unsupported_parameter",
+    }  # fmt: skip
+
+
+def test_the_served_names_and_auto_are_the_model(live):
+    listed = [model.id for model in live.client.models.list()]
+    assert listed == ["ling", "other/name"]
+    assert live.client.models.retrieve("other/name").id == "other/name"
+    for name in (*listed, "auto"):
+        assert live.post("/v1/completions", model=name, prompt="x", max_tokens=1).status_code == 200
+    assert live.http.get("/v1/models/gpt-4").status_code == 404
+
+
+def test_a_prompt_beyond_the_context_is_refused_before_it_is_encoded(live):
+    for text in ("word " * 5000, "x" * 600_000):
+        answer = live.ask(messages=[{"role": "user", "content": text}])
+        assert answer.status_code == 400, answer.text
+        assert "context" in answer.json()["error"]["message"]
+        assert live.post("/v1/completions", prompt=text).status_code == 400
