@@ -14,8 +14,8 @@ PIECE_SECONDS = 0.02
 class Streaming:
     """What a server was asked, and how it answers.
 
-    manner  plain; no usage; text only (no token ids); refuse every third; broken (500); cut (before the end);
-            error event; not a stream; sized (Content-Length, no chunks); key
+    manner  plain; no usage; text only (no token ids); short only (prompts); refuse every third; broken (503);
+            cut (before the end); error event; odd event; hang; not a stream; sized (Content-Length, no chunks)
     """
 
     def __init__(self, manner: str = "plain") -> None:
@@ -55,6 +55,8 @@ def stream_from(manner: str = "plain") -> Iterator[Streaming]:
                 return self._json(503, {"error": {"message": "too many\nwait"}})
             if manner == "text only" and ids:
                 return self._json(400, {"error": {"message": "prompt must be text"}})
+            if manner == "short only" and len(body.get("prompt", "")) > 4:
+                return self._json(400, {"error": {"message": "the prompt is too long"}})
             if manner == "not a stream":
                 return self._json(200, {"choices": []})
             self.send_response(200)
@@ -106,6 +108,10 @@ def _events(body: dict[str, Any], manner: str) -> Iterator[bytes]:
     for index in range(count):
         if manner == "cut" and index == 1:
             return
+        if manner == "hang" and index == 1:
+            time.sleep(0.5)
+        if manner == "odd event" and index == 1:
+            yield _event({"choices": ["x"]})
         if manner == "error event" and index == 1:
             yield _event({"error": {"message": "the engine died"}})
             return

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_server_without_ids_gets_words(ling, tmp_path: Path) -> None:
     with stream_from("text only") as server:
         found, _ = serve(ling, server.url, tmp_path)
     assert found["completed"] == 6
-    assert all(isinstance(body["prompt"], str) and len(body["prompt"].split()) == 5 for body in server.asked[2:])
+    assert all(isinstance(body["prompt"], str) and len(body["prompt"].split()) == 5 for body in server.asked[3:])
 
 
 def test_a_file_of_prompts_is_sent_as_it_is(ling, tmp_path: Path) -> None:
@@ -118,11 +119,14 @@ def test_failures_are_counted_by_reason_and_kept_out_of_the_times(ling, tmp_path
         ("cut", "broke off before its [DONE]"),
         ("error event", "the engine died"),
         ("not a stream", "is no stream but application/json"),
+        ("short only", "the prompt is too long"),
+        ("odd event", "choices that are no list of objects"),
+        ("hang", "no byte came within the time limit"),
     ],
 )
 def test_a_server_that_cannot_be_measured_is_refused_in_one_line(ling, manner: str, reason: str) -> None:
     with stream_from(manner) as server:
-        result = ling("bench", "serve", "--base-url", server.url + "/v1", "--random-output-len", 3)
+        result = ling("bench", "serve", "--base-url", server.url + "/v1", "--random-output-len", 3, "--timeout", 0.2)
     assert result.code == 2
     assert reason in result.err
     assert result.err.count("\n") == 1
@@ -154,6 +158,23 @@ def test_tokens_are_counted_as_pieces_where_the_server_tells_no_usage(ling, tmp_
         found, out = serve(ling, server.url, tmp_path)
     assert found["total_output_tokens"] == 18
     assert "the server tells no usage" in out
+
+
+def test_what_does_not_speak_http_is_refused(ling) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def greet() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-nothing for you\r\n")
+                connection.recv(1000)
+
+        greeter = threading.Thread(target=greet)
+        greeter.start()
+        result = ling("bench", "serve", "--port", listening.getsockname()[1])
+        greeter.join()
+    assert result.code == 2
+    assert "the answer is not HTTP" in result.err
 
 
 def test_an_answer_of_known_length_is_read_as_well(ling, tmp_path: Path) -> None:

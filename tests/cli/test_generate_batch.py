@@ -14,6 +14,7 @@ from tests.cli.scripted_engine import ScriptedEngine, scripted_llm
 
 from ling.cli.batch.answers import AnswerFile
 from ling.cli.batch.command import generate_file
+from ling.cli.models import tell_apart
 from ling.engine.request import SamplingParams
 from ling.errors import ConfigError, DataError
 
@@ -174,6 +175,19 @@ def test_another_input_or_other_options_are_refused_unless_it_starts_again(files
     assert files.output.read_bytes() == kept
     files.run(restart=True)
     assert len(files.answers) == 2
+
+
+def test_another_model_is_told_by_its_config_and_the_sizes_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"123")
+    (tmp_path / "README.md").write_text("one")
+    first = tell_apart(tmp_path)
+    (tmp_path / "README.md").write_text("another")
+    assert tell_apart(tmp_path) == first
+    (tmp_path / "model.safetensors").write_bytes(b"1234")
+    second = tell_apart(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert len({json.dumps(found) for found in (first, second, tell_apart(tmp_path))}) == 3
 
 
 def test_lines_may_be_added_behind_what_is_answered(files: Files) -> None:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from ling.cli.bench.http_answer import HttpAnswer, lines_of
 from ling.errors import ConfigError, RequestError
 
 _ROUTE = re.compile(r"/*(v1(/(models|completions|chat/completions))?)?/*$")
@@ -76,7 +77,7 @@ class Client:
         async with self._send("POST", path, json.dumps(body).encode()) as (headers, pieces):
             if not headers.get("content-type", "").startswith("text/event-stream"):
                 raise RequestError(f"the answer is no stream but {headers.get('content-type') or 'of no type'}")
-            async for line in _lines(pieces):
+            async for line in lines_of(pieces):
                 if not line.startswith(b"data:"):
                     continue  # names of events, comments that keep a connection open, blank lines
                 data = line[5:].strip()
@@ -97,7 +98,7 @@ class Client:
             if body is not None:
                 head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             writer.write(f"{head}\r\n".encode("latin-1") + (body or b""))
-            answer = _Answer(reader, self._timeout)
+            answer = HttpAnswer(reader, self._timeout)
             await answer.read_head()
             if answer.status != 200:
                 raise RefusedError(answer.status, await _reason(answer))
@@ -106,60 +107,7 @@ class Client:
             writer.close()
 
 
-class _Answer:
-    """Reads one answer."""
-
-    def __init__(self, reader: asyncio.StreamReader, timeout: float) -> None:
-        self._reader, self._timeout = reader, timeout
-        self.status = 0
-        self.headers: dict[str, str] = {}
-
-    async def read_head(self) -> None:
-        first = (await self._line()).split(maxsplit=2)
-        if len(first) < 2 or not first[0].startswith(b"HTTP/1.") or not first[1].isdigit():
-            raise RequestError("the answer is not HTTP" if first else "the server hung up without an answer")
-        self.status = int(first[1])
-        while line := await self._line():
-            name, _, value = line.decode("latin-1").partition(":")
-            self.headers[name.strip().lower()] = value.strip()
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the body as it comes: in chunks, of a known length, or until the server hangs up."""
-        if "chunked" in self.headers.get("transfer-encoding", "").lower():
-            while size := int((await self._line()).partition(b";")[0] or b"-1", 16):
-                if size < 0:
-                    raise RequestError("the answer broke off")
-                async with asyncio.timeout(self._timeout):
-                    piece = await self._reader.readexactly(size + 2)
-                yield piece[:-2]
-            return
-        left = int(self.headers.get("content-length") or -1)
-        while left:
-            async with asyncio.timeout(self._timeout):
-                piece = await self._reader.read(2**16 if left < 0 else min(left, 2**16))
-            if not piece:
-                break
-            left -= len(piece) if left > 0 else 0
-            yield piece
-        if left > 0:
-            raise RequestError(f"the answer broke off {left} bytes before its end")
-
-    async def _line(self) -> bytes:
-        async with asyncio.timeout(self._timeout):
-            return (await self._reader.readline()).rstrip(b"\r\n")
-
-
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    rest = b""
-    async for piece in pieces:
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            yield line
-    if rest:
-        yield rest
-
-
-async def _reason(answer: _Answer) -> str:
+async def _reason(answer: HttpAnswer) -> str:
     """Return what an answer with an error says, on one short line."""
     content = b""
     try:

@@ -10,10 +10,10 @@ from ling.cli.bench.load import Outcome
 from ling.errors import ConfigError
 
 METRICS = {
-    "ttft": "time to first token",
-    "tpot": "time per output token after the first",
-    "itl": "time between pieces",
-    "e2el": "time to the whole answer",
+    "ttft": "until the first token",
+    "tpot": "per token after the first",
+    "itl": "between pieces",
+    "e2el": "until the whole answer",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ling.cli.bench.client import Client, describe
 from ling.cli.bench.prompts import Prompt
-from ling.errors import ConfigError, LingError
+from ling.errors import ConfigError, LingError, RequestError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +137,7 @@ class Load:
             if isinstance(usage := event.get("usage"), dict):
                 outcome.prompt_tokens = int(usage.get("prompt_tokens") or 0)
                 outcome.output_tokens = int(usage.get("completion_tokens") or 0)
-            for choice in event.get("choices") or ():
+            for choice in choices_of(event):
                 text, has_token = piece_of(choice)
                 ends = choice.get("finish_reason") is not None
                 finished |= ends
@@ -150,12 +150,20 @@ class Load:
                         outcome.gaps.append(now - last)
                     outcome.ended = last = now
         if not finished:
-            raise LingError("the answer has no finish_reason")
+            raise RequestError("the answer has no finish_reason")
         if not outcome.output_tokens:
             outcome.output_tokens, outcome.counted_pieces = pieces, True
 
     def _now(self) -> float:
         return time.perf_counter() - self._begin
+
+
+def choices_of(event: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the choices of an event; the last one, with the usage, may have none. Raises RequestError."""
+    choices = event.get("choices") or []
+    if not isinstance(choices, list) or not all(isinstance(choice, Mapping) for choice in choices):
+        raise RequestError("an event of the stream has choices that are no list of objects")
+    return choices
 
 
 def piece_of(choice: Mapping[str, Any]) -> tuple[str, bool]:

@@ -26,10 +26,9 @@ def takes(client: Client, ask: Ask, prompt: Prompt) -> bool:
     error = _error(client, ask, prompt)
     if error is None:
         return True
-    is_ids = isinstance(prompt.content, list) and not ask.is_chat
-    if is_ids and error.startswith(("HTTP 400", "HTTP 422")):
-        text = Prompt("one two three", prompt.output_tokens)
-        if _error(client, ask, text) is None:
+    if isinstance(prompt.content, list) and not ask.is_chat and error.startswith(("HTTP 400", "HTTP 422")):
+        first_id = Prompt(prompt.content[:1], 1)  # taken: something else is wrong, such as the length
+        if _error(client, ask, first_id) is not None and _error(client, ask, Prompt("one", 1)) is None:
             return False
     raise RequestError(f"{client.url}{ask.path} does not answer a first request: {error}")
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "/help": "this list",
     "/quit": "end, as does Ctrl-D",
 }
-HINT = "/help lists commands; a \\ at the end of a line continues it; Ctrl-C stops an answer"
+HINT = "/help lists commands; a \\ at its end continues a line; Ctrl-C stops an answer"
 
 
 class QuitError(Exception):

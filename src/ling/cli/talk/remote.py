@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ling.cli.bench.client import Client, describe
-from ling.cli.bench.load import piece_of
+from ling.cli.bench.load import choices_of, piece_of
 from ling.cli.bench.probe import first_model
 from ling.cli.talk.answer import Answer
 from ling.errors import RequestError
@@ -40,7 +40,7 @@ class Server:
     async def _ask(self, body: Mapping[str, Any], answer: Answer, show: Callable[[str], None]) -> None:
         begin = time.perf_counter()
         async for event in self._client.stream("/v1/chat/completions", body):
-            for choice in event.get("choices") or ():
+            for choice in choices_of(event):
                 text, has_token = piece_of(choice)
                 if has_token and not answer.tokens:
                     answer.first_seconds = time.perf_counter() - begin
