@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -117,10 +119,23 @@ def test_the_document_of_the_routes_names_every_field(live):
     assert live.http.get("/version").json()["version"] == document["info"]["version"]
 
 
-def test_a_page_is_served_where_there_is_one(live):
+def test_the_page_is_served_with_its_policy(live):
     answer = live.http.get("/")
-    assert answer.status_code in (200, 404)
-    assert answer.headers["content-type"].startswith("text/html" if answer.status_code == 200 else "application/json")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_a_client_that_reads_nothing_cannot_hold_the_engine(pretend, serve):
+    """Its socket is full; the deadline ends the request all the same."""
+    flood = [Delta(request_id="", index=0, text="x" * 100_000, token_ids=[1]) for _ in range(200)]
+    pretend.answer = lambda id, n: [replace(delta, request_id=id) for delta in flood]
+    body = json.dumps({"messages": MESSAGES, "stream": True}).encode()
+    with serve(pretend, request_seconds=0.5) as live:
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+            connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+            assert pretend.left.wait(5), "the engine was not told"
 
 
 def test_running_answers_are_told_when_the_server_ends(pretend, serve):

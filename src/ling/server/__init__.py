@@ -9,5 +9,6 @@ prompts.py    a request to token ids; sampling.py: to SamplingParams; constraint
 session.py    one HTTP request's answers, from the engine's thread into the event loop
 chat.py  completions.py   what the API calls them; streamed.py sends them as they come
 answer_parser.py          text to content, reasoning and tool calls
-errors.py  logprobs.py  metrics.py  settings.py
+page.py       the page to chat in, page.html
+errors.py  logprobs.py  metrics.py  usage.py  settings.py
 """

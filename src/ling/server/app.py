@@ -1,18 +1,18 @@
 """The routes."""
 
-from importlib import resources
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ling.server.endpoints import answering, chat, completions, in_worker, read
 from ling.server.errors import ApiError
 from ling.server.guard import Guard
 from ling.server.openapi import openapi
+from ling.server.page import read_page
 from ling.server.prompts import chat_prompt, check_ids
 from ling.server.schema import DetokenizeRequest, TokenizeRequest
 from ling.server.service import Service
@@ -49,11 +49,9 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 async def page(service: Service, request: Request) -> Response:
-    """A chat in the browser, where the package has one."""
-    file = resources.files("ling.server") / "page.html"
-    if not file.is_file():
-        raise ApiError("there is no page here; the API is under /v1", status=404)
-    return HTMLResponse(file.read_text(encoding="utf-8"))
+    """A chat in the browser."""
+    content, headers = read_page()
+    return Response(content, headers=headers)
 
 
 async def health(service: Service, request: Request) -> Response:

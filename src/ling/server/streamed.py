@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from ling.server.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
+_LAST_WORDS_SECONDS = 5.0
 
 
 class EventStream(Response):
@@ -20,7 +21,7 @@ class EventStream(Response):
 
     deadline  when, by the event loop's clock, the stream is given up; None: never
     explain   makes of a failure what the client may know
-    close     called once at the end, also if nothing was ever sent
+    close     called at the end, perhaps twice, also if nothing was ever sent
     """
 
     media_type = "text/event-stream"
@@ -50,14 +51,16 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        last_words = DONE
         try:
             async with asyncio.timeout_at(self._deadline), aclosing(self._chunks) as chunks:  # type: ignore[type-var]
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": event(chunk), "more_body": True})
         except Exception as error:
-            body = event(self._explain(error).body)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": DONE, "more_body": False})
+            self._close()  # now: a client that reads nothing may hold up what follows
+            last_words = event(self._explain(error).body) + DONE
+        async with asyncio.timeout(_LAST_WORDS_SECONDS):
+            await send({"type": "http.response.body", "body": last_words, "more_body": False})
 
 
 def event(chunk: dict[str, Any]) -> bytes:

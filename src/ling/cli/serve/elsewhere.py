@@ -172,5 +172,5 @@ def _hidden(command: list[str]) -> list[str]:
     shown, in_keys = [], False
     for part in command:
         in_keys = part == "--api-key" or (in_keys and not part.startswith("--"))
-        shown.append("***" if in_keys and part != "--api-key" else part)
+        shown.append("KEY" if in_keys and part != "--api-key" else part)
     return shown

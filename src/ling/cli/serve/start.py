@@ -33,6 +33,9 @@ def start(options: Any, *, name: str | None, resolve: Callable[[str | None], Pat
     dtype = options.dtype
     if dtype not in _DTYPES:
         raise ConfigError(f"--dtype {dtype} is not known; use auto, float32, bfloat16 or float16")
+    share = options.gpu_memory_utilization
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"--gpu-memory-utilization must lie in (0, 1], got {share:g}")
     bind(settings).close()  # a port in use is said now, not after the model is loaded
     begin = time.perf_counter()
     directory = resolve(name)
@@ -91,8 +94,6 @@ def _share(options: Any, device: torch.device, say: Say) -> float | None:
     share = options.gpu_memory_utilization
     if share is None:
         return None
-    if not 0 < share <= 1:
-        raise ConfigError(f"--gpu-memory-utilization must lie in (0, 1], got {share:g}")
     if device.type != "cuda":
         say("note: --gpu-memory-utilization has no effect on a CPU; --kv-cache-gib sizes the cache")
         return None
