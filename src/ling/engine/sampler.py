@@ -83,9 +83,13 @@ def _steer(logits: Tensor, row: Row) -> Tensor:
         logits = logits.index_add(0, ids, bias)
     if params.counts_tokens:
         logits = _penalise(logits, row)
-    if row.barred:
-        logits = logits.index_fill(0, torch.tensor(row.barred, device=logits.device), -torch.inf)
-    return logits if row.allowed is None else logits.masked_fill(~row.allowed, -torch.inf)
+    if row.allowed is not None:
+        logits = logits.masked_fill(~row.allowed, -torch.inf)
+    if not row.barred:
+        return logits
+    longer = logits.index_fill(0, torch.tensor(row.barred, device=logits.device), -torch.inf)
+    # Where a grammar allows nothing but the end, it ends: a form counts more than a length.
+    return longer if row.allowed is None or bool((longer > -torch.inf).any()) else logits
 
 
 def _penalise(logits: Tensor, row: Row) -> Tensor:

@@ -17,6 +17,7 @@ from ling.engine.cache import Part
 from ling.engine.runner import Runner
 from ling.engine.sampler import Row, sample
 from ling.engine.sequence import Sequence
+from ling.errors import RequestError
 
 _MOST_PENDING = 512
 """Hidden states kept per sequence while nobody drafts."""
@@ -69,7 +70,12 @@ class MtpDrafter:
 
     def _choose(self, live: list[tuple[Sequence, Tensor]]) -> None:
         """Append one draft to each sequence; a stop id ends drafting, since the row before it chooses it anyway."""
-        rows = [choice_row(s, s.drafts, _allowed_after(s)) for s, _ in live]
+        rows = []
+        for s, _ in live:
+            try:
+                rows.append(choice_row(s, s.drafts, _allowed_after(s)))
+            except RequestError:  # a grammar at its limits: the next choice ends this request with the reason
+                rows.append(choice_row(s, s.drafts, None))
         chosen = sample(self.runner.logits(torch.cat([h for _, h in live])), rows)
         for (s, _), token in zip(live, chosen):
             if token not in s.stop_ids:
@@ -121,13 +127,15 @@ def count_accepted(drafts: SequenceOf[int], chosen: SequenceOf[int]) -> int:
 
 
 def _allowed_after(sequence: Sequence) -> Tensor | None:
-    """Return what the grammar allows behind the sequence's drafts; None: anything, or nothing that matters."""
-    if sequence.matcher is None:
-        return None
-    masks, valid = sequence.matcher.allowed(sequence.drafts)
-    return masks[-1] if valid == len(sequence.drafts) else None
+    """Return what the grammar allows behind the sequence's drafts; None: anything."""
+    return None if sequence.matcher is None else sequence.matcher.allowed(sequence.drafts)[0][-1]
 
 
 def _grammatical(sequence: Sequence, drafts: list[int]) -> list[int]:
     """Cut drafts at the first that the grammar refuses."""
-    return drafts if sequence.matcher is None else drafts[: sequence.matcher.allowed(drafts)[1]]
+    if sequence.matcher is None:
+        return drafts
+    try:
+        return drafts[: sequence.matcher.allowed(drafts)[1]]
+    except RequestError:  # at its limits: the next choice meets it again, and ends this request with the reason
+        return []

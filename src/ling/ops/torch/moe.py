@@ -2,6 +2,9 @@
 
 In float32 the mixing weight is applied to the SwiGLU product instead of the expert's output (Megatron's order):
 equal in exact arithmetic, cheaper because F < H, and the sum over a token's k rows needs no product any more.
+
+When decoding on a CPU, few of the experts have a row. A grouped GEMM still visits every one of them, which for small
+experts costs more than the products: one matrix-vector product per row is then up to ten times as fast.
 """
 
 from typing import Any
@@ -17,6 +20,10 @@ from ling.ops.torch import linear
 from ling.ops.torch.autograd import run
 
 
+_EXPERTS_PER_ROW = 4
+"""From so many experts per row on, rows are few."""
+
+
 def why_not(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Any, down_proj: Any) -> str | None:
     if isinstance(gate_up_proj, Fp8BlockWeight) or isinstance(down_proj, Fp8BlockWeight):
         return "quantised weights go through grouped_linear"
@@ -26,8 +33,21 @@ def why_not(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: A
 
 
 def forward(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    few = ids.numel() <= len(counts) // _EXPERTS_PER_ROW
+    if few and x.device.type == "cpu" and not torch.is_grad_enabled():
+        return _row_by_row(x, ids, mix, gate_up_proj, down_proj)
     y: Tensor = run(_MixExperts, x, ids, mix, counts, gate_up_proj, down_proj)
     return y
+
+
+def _row_by_row(x: Tensor, ids: Tensor, mix: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    k = ids.shape[1]
+    experts = ids.flatten().tolist()
+    gate_up = torch.stack([torch.mv(gate_up_proj[e], x[i // k]) for i, e in enumerate(experts)])
+    gate, up = gate_up.chunk(2, dim=1)
+    product = silu(gate).mul_(up).mul_(mix.view(-1, 1))
+    out = torch.stack([torch.mv(down_proj[e], product[i]) for i, e in enumerate(experts)])
+    return out.view(len(x), k, -1).sum(1)
 
 
 class _MixExperts(torch.autograd.Function):
