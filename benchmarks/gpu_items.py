@@ -82,7 +82,7 @@ def decode() -> dict[str, Any]:
     model, steps = mini(), 48
     block_size = 64
     blocks = list(range(512 // block_size))
-    runner = Runner(model, PagedCache(MINI, len(blocks), block_size, torch.bfloat16, torch.device(DEVICE)))
+    runner = Runner(model, PagedCache(MINI, len(blocks), block_size, torch.bfloat16, torch.device(DEVICE)), 512)
     new, done = torch.randint(MINI.vocab_size, (128,)).tolist(), 0
     seconds = []
     for _ in range(steps):

@@ -104,7 +104,7 @@ def test_the_invariant_twins_agree_with_the_reference() -> None:
     rows = Ragged([3, 1, 5])
     visible = torch.rand(3, 5, 12, generator=generator) < 0.6
     visible[..., 0] = True
-    held = HeldBlocks(torch.tensor([[4, 1, 0], [2, 0, 0], [3, 5, 6]]), visible, None, 0)
+    held = HeldBlocks(torch.tensor([[4, 1, 0], [2, 0, 0], [3, 5, 6]]), lambda: visible)
     attention = (make(9, 4, 8), BlockStore(make(7, 4, 2, 8), make(7, 4, 2, 8)), rows, held)
     for op, given in ((mix_experts, args), (paged_attention, attention)):
         results = []

@@ -67,9 +67,7 @@ def params(count: int = 8, **options) -> SamplingParams:
 def test_requests_from_many_threads_get_what_they_get_alone(loop: EngineLoop) -> None:
     answers = Answers()
     names = [str(i) for i in range(12)]
-    threads = [
-        threading.Thread(target=loop.submit, args=(n, [5 + int(n), 6, 7], params(), answers)) for n in names
-    ]
+    threads = [threading.Thread(target=loop.submit, args=(n, [5 + int(n), 6, 7], params(), answers)) for n in names]
     for thread in threads:
         thread.start()
     answers.wait(*names)
@@ -239,7 +237,9 @@ def test_numbers_that_are_not_finite_end_their_request_and_do_not_linger_in_the_
     real = type(loop.engine.runner.model).forward
     spoil = [True]
 
-    def spoiled(self: object, tokens: torch.Tensor, positions: torch.Tensor, batch: object, **options: object) -> object:
+    def spoiled(
+        self: object, tokens: torch.Tensor, positions: torch.Tensor, batch: object, **options: object
+    ) -> object:
         output = real(self, tokens, positions, batch, **options)  # type: ignore[arg-type]
         if spoil and (rows := (tokens == 99).nonzero()).numel():
             spoil.clear()

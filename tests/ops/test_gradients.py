@@ -92,7 +92,7 @@ def case_paged_attention(d: torch.dtype) -> Case:
     """Two sequences of 4 and 3 tokens in blocks of 3, apart; the second has a block it does not need."""
     rows = Ragged([2, 1])
     visible = visible_keys(torch.tensor([2, 1]), torch.tensor([4, 3]), 2, 6)
-    held = HeldBlocks(torch.tensor([[4, 1], [2, 0]]), visible, None, 0)
+    held = HeldBlocks(torch.tensor([[4, 1], [2, 0]]), lambda: visible)
     return (
         lambda q, k, v: paged_attention(q, BlockStore(k, v), rows, held),
         [make(d, 0, 3, 4, 8), make(d, 1, 5, 3, 2, 8), make(d, 2, 5, 3, 2, 8)],

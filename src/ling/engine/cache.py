@@ -40,6 +40,7 @@ class PagedCache:
     ) -> None:
         self.block_size = block_size
         self.device = device
+        self.dtype = dtype
         self.spare_slot = num_blocks * block_size
         shape = (model.num_stored_layers, num_blocks + 1, block_size, model.num_key_value_heads)
         held = torch.float8_e4m3fn if fp8 else dtype
@@ -174,12 +175,15 @@ def _describe(cache: PagedCache, parts: list[Part]) -> Group:
     spare = cache.spare_slot // size
     lists = [list(p.blocks[: -(-h // size)]) for p, h in zip(parts, held)]
     tables = torch.tensor([blocks + [spare] * (width - len(blocks)) for blocks in lists], device=device)
-    new = torch.tensor(rows.lengths, device=device)
-    visible = visible_keys(new, torch.tensor(held, device=device), rows.longest, width * size)
-    if any(p.first for p in parts):
-        first = torch.tensor([p.first for p in parts], device=device)
-        visible &= (torch.arange(width * size, device=device) >= first[:, None])[:, None]
+
+    def see() -> Tensor:
+        new, all_held, first = torch.tensor([rows.lengths, held, [p.first for p in parts]], device=device)
+        visible = visible_keys(new, all_held, rows.longest, width * size)
+        if any(p.first for p in parts):
+            visible &= (torch.arange(width * size, device=device) >= first[:, None])[:, None]
+        return visible
+
     only = lists[0] if len(parts) == 1 else None
     run = only[0] if only is not None and only == list(range(only[0], only[0] + width)) else None
     num_visible = held[0] if only is not None and rows.total == 1 and not parts[0].first else 0
-    return Group(rows, HeldBlocks(tables, visible, run, num_visible))
+    return Group(rows, HeldBlocks(tables, see, run=run, num_visible=num_visible))

@@ -69,9 +69,10 @@ class Engine:
             self.sizes.device,
             fp8=self.config.kv_cache_dtype == "fp8",
         )
-        self.runner = Runner(model, cache, invariant=self.config.batch_invariant)
+        lookahead = most if self.drafting == "mtp" else 0
+        longest = self.sizes.max_model_len + lookahead + 1
+        self.runner = Runner(model, cache, longest, invariant=self.config.batch_invariant)
         self._mtp = MtpDrafter(self.runner) if self.drafting == "mtp" else None
-        lookahead = most if self._mtp else 0
         self.scheduler = Scheduler(self.blocks, self.sizes.max_num_batched_tokens, self.config.max_num_seqs, lookahead)
         self._answers: dict[str, list[Sequence]] = {}
         self._num_requests = 0

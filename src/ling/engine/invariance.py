@@ -28,7 +28,7 @@ _KEY_COUNTS = (1, 2, 3, 8, 17, 64)
 def probe(runner: Runner) -> None:
     """Raise ConfigError if some product's rows depend on how many there are, or on where they stand."""
     model, device = runner.model, runner.device
-    dtype = runner.cache.states.dtype
+    dtype = runner.cache.dtype
     generator = torch.Generator().manual_seed(0)
     seen: set[tuple[int, ...]] = set()
     for module in model.modules():

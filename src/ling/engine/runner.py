@@ -4,8 +4,9 @@ The seam for devices: captured graphs and decode kernels stand behind `forward`,
 """
 
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from ling.engine.cache import PagedCache, Part, lay_out
 from ling.model import CausalLM
 from ling.ops.backend import use_backend
 from ling.ops.invariant import ROWS
+from ling.ops.rope import RopeTable
 
 DRAFT_LAYER_OFFSET = 1
 """Slot i of the MTP layer joins token i with the hidden state of token i - 1, whose position it has."""
@@ -23,15 +25,17 @@ DRAFT_LAYER_OFFSET = 1
 class Runner:
     """The model beside its cache.
 
+    longest    positions that can occur
     invariant  results for a row do not depend on the other rows
     """
 
-    def __init__(self, model: CausalLM, cache: PagedCache, *, invariant: bool = False) -> None:
+    def __init__(self, model: CausalLM, cache: PagedCache, longest: int, *, invariant: bool = False) -> None:
         self.model = model
         self.cache = cache
         self.device = cache.device
         self.invariant = invariant
         self._multiple = ROWS if invariant else 1
+        self._rotations = RopeTable(model.config, longest, cache.dtype, cache.device)
 
     @torch.inference_mode()
     def forward(self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]]) -> tuple[list[Tensor], bool]:
@@ -39,7 +43,7 @@ class Runner:
         batch = lay_out(self.cache, parts, multiple=self._multiple)
         ids = [t for i in batch.order for t in tokens[i]]
         ids += [0] * (len(batch.positions) - len(ids))
-        with self._numerics():
+        with self._prepared():
             hidden = self.model(torch.tensor(ids, device=self.device), batch.positions, batch).hidden
         return _by_part(hidden, parts, batch.order), math.isfinite(hidden.sum().item())
 
@@ -59,7 +63,7 @@ class Runner:
             ids += [0] * padding
             rows = pad(rows, (0, 0, 0, padding))
         positions = (batch.positions - DRAFT_LAYER_OFFSET).clamp_min(0)
-        with self._numerics():
+        with self._prepared():
             out = self.model.draft(0, torch.tensor(ids, device=self.device), rows, positions, batch)
         return _by_part(out, parts, batch.order)
 
@@ -70,8 +74,16 @@ class Runner:
         logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
         return logits[: len(hidden)] if padding else logits
 
-    def _numerics(self) -> AbstractContextManager[None]:
-        return use_backend("invariant") if self.invariant else nullcontext()
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """Have the model look rotations up, and choose the back end."""
+        network = self.model.model
+        before, network.rotate = network.rotate, self._rotations
+        try:
+            with use_backend("invariant") if self.invariant else nullcontext():
+                yield
+        finally:
+            network.rotate = before
 
 
 def _by_part(rows: Tensor, parts: SequenceOf[Part], order: list[int]) -> list[Tensor]:

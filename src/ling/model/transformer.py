@@ -15,7 +15,7 @@ from ling.model.norm import RMSNorm
 from ling.ops.cross_entropy import CrossEntropy, linear_cross_entropy
 from ling.ops.linear import linear
 from ling.ops.precision import at_least_float32
-from ling.ops.rope import rope_table
+from ling.ops.rope import Rope, rope_table
 from ling.ops.router import Routing
 
 
@@ -47,6 +47,8 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(model.hidden_size, model.rms_norm_eps)
         self.before: Callable[[Tensor], Tensor] | None = None
         """Gives (N, H) for tokens (N,) where layers before these run elsewhere; None: the embedding does."""
+        self.rotate: Callable[[Tensor, ModelConfig, torch.dtype], Rope] = rope_table
+        """Gives the rotation of positions; replaced where they are looked up."""
 
     def forward(
         self,
@@ -63,7 +65,7 @@ class Transformer(nn.Module):
         run         calls a block with its arguments; one that recomputes instead of keeping activations, say
         """
         x = (self.before or self.word_embeddings)(tokens) if embeddings is None else embeddings
-        rope = rope_table(positions, self.config, x.dtype)
+        rope = self.rotate(positions, self.config, x.dtype)
         routings: dict[int, Routing] = {}
         for i, block in enumerate(self.layers[: self.config.num_hidden_layers]):
             x, routing = run(block, x, rope, batch)
@@ -132,6 +134,6 @@ class CausalLM(nn.Module):
         hidden  (N, H)  after the final norm, or what the depth before returned
         return  (N, H)  input of the head
         """
-        rope = rope_table(positions, self.config, hidden.dtype)
+        rope = self.model.rotate(positions, self.config, hidden.dtype)
         embedding = self.model.word_embeddings(ahead)
         return self.model.mtp_block(depth).predict(embedding, hidden, rope, batch)[0]

@@ -1,5 +1,7 @@
 """Attention from new tokens to what a cache of blocks holds of their sequences."""
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -21,17 +23,27 @@ class BlockStore(NamedTuple):
     value_scale: Tensor | None = None
 
 
-class HeldBlocks(NamedTuple):
-    """Where B sequences lie in a store, and what their new rows see."""
+class HeldBlocks:
+    """Where B sequences lie in a store, and what their new rows see.
 
-    tables: Tensor
-    """(B, T) int64: the blocks of each sequence in order, any block behind them."""
-    visible: Tensor
-    """(B, n, T * P) bool, n the most new rows of a sequence."""
-    run: int | None
-    """The first block, where there is one sequence whose blocks lie side by side; otherwise None."""
-    num_visible: int
-    """Where one row of one sequence sees just the first so many tokens, their number; otherwise 0."""
+    tables       (B, T) int64: the blocks of each sequence in order, any block behind them
+    see          makes `visible`: (B, n, T * P) bool, n the most new rows of a sequence
+    run          the first block, where there is one sequence whose blocks lie side by side
+    num_visible  where one row of one sequence sees just the first so many tokens, their number: no mask is needed
+    """
+
+    def __init__(
+        self, tables: Tensor, see: Callable[[], Tensor], *, run: int | None = None, num_visible: int = 0
+    ) -> None:
+        self.tables = tables
+        self.run = run
+        self.num_visible = num_visible
+        self._see = see
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """Made when first asked for, once for all layers."""
+        return self._see()
 
 
 @op(torch="ling.ops.torch.paged_attention", invariant="ling.ops.invariant.paged_attention")

@@ -31,6 +31,22 @@ def rope_table(positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rop
     return Rope((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype))
 
 
+class RopeTable:
+    """The rotation of every position below `length`, made once: decoding looks it up instead of computing it.
+
+    dtype  of cos and sin
+    """
+
+    def __init__(self, model: ModelConfig, length: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._rope = rope_table(torch.arange(length, device=device), model, dtype)
+
+    def __call__(self, positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rope:
+        """Return what `rope_table` does."""
+        cos, sin = self._rope
+        assert cos.dtype == dtype, (cos.dtype, dtype)
+        return Rope(cos.index_select(0, positions), sin.index_select(0, positions))
+
+
 def rope_frequencies(model: ModelConfig, device: torch.device) -> tuple[Tensor, float]:
     """Return the angle per position of each channel pair, (r / 2,) float32, and the factor of cos and sin."""
     r = model.rotated_dim
