@@ -10,7 +10,6 @@ from ling.engine.request import SamplingParams
 from ling.testing.text import IdTokenizer
 from ling.testing.tolerances import GOLDEN, assert_close
 
-
 BLOCK = 4
 
 
@@ -32,7 +31,8 @@ def test_decoding_in_chunks_gives_the_reference_logits_and_cache(run: Run) -> No
         counts = mask.sum(1)
         active = [b for b in range(B) if counts[b]]
         batch = lay_out(cache, [Part(blocks[b], int(done[b]), int(counts[b])) for b in active])
-        ids, wanted, positions = ([x[b, piece][mask[b]] for b in active] for x in (run.ids, run.data["out.step_logits"], run.positions))  # fmt: skip
+        step = (run.ids, run.data["out.step_logits"], run.positions)
+        ids, wanted, positions = ([x[b, piece][mask[b]] for b in active] for x in step)
         order = batch.order
         output = model(torch.cat([ids[i] for i in order]), torch.cat([positions[i] for i in order]), batch)
         done += counts

@@ -12,7 +12,7 @@ from statistics import median
 
 _REMEMBERED = 9
 """Step times kept per choice: their median shrugs off a disturbance."""
-_PHASE = 4
+_TRIAL = 4
 """Steps for which a number is tried: the first verifies what was drafted under another and is not counted."""
 _SOONEST, _LATEST = 24, 1536
 """Steps between two trials."""
@@ -44,8 +44,8 @@ class DraftLength:
     def __init__(self, most: int, *, adaptive: bool = True) -> None:
         self.most = most
         self.adaptive = adaptive
-        self._accepted = [4.0 * 0.8**i for i in range(most)]  # a hopeful start that a dozen drafts overrule
-        self._drafted = [5.0] * most
+        self._accepted = [2.0 * 0.9**i for i in range(most)]  # a hopeful start that a few drafts overrule
+        self._drafted = [2.5] * most
         self._loads: dict[int, _Load] = {}
 
     def choose(self, num_answers: int) -> int:
@@ -64,12 +64,13 @@ class DraftLength:
             load.seconds.setdefault(made, deque(maxlen=_REMEMBERED)).append(seconds)
         if load.trying is not None:
             load.steps_left -= 1
-            if load.steps_left <= 0:
-                self._settle(load)
-        else:
-            load.until_trial -= 1
-            if load.until_trial <= 0:
-                self._try_another(load)
+            if load.steps_left:
+                return
+            load.trying = None
+        load.until_trial -= 1
+        self._choose_best(load)
+        if load.until_trial <= 0:
+            self._try_another(load)
 
     def count(self, drafted: int, accepted: int) -> None:
         """Take the outcome of one answer's verification."""
@@ -96,28 +97,23 @@ class DraftLength:
             self._loads[bucket] = _Load(self._loads[near].best if near is not None else 1)
         return self._loads[bucket]
 
-    def _try_another(self, load: _Load) -> None:
-        """Try the neighbours of the best number, those never tried or longest promising first."""
-        known = [k for k in load.seconds if k != load.best]
-        near = [k for k in (0, load.best - 1, load.best + 1) if 0 <= k <= self.most and k != load.best]
-        fresh = [k for k in near if k not in load.seconds]
-        choices = fresh or sorted(set(known + near), key=lambda k: -self._rate(load, k))
-        load.trying = choices[0] if choices else None
-        load.steps_left = _PHASE
-        load.until_trial = load.pause
-
-    def _settle(self, load: _Load) -> None:
-        tried, load.trying = load.trying, None
+    def _choose_best(self, load: _Load) -> None:
         before = load.best
-        if load.best in load.seconds:
+        if before in load.seconds:
             load.best = max(load.seconds, key=lambda k: self._rate(load, k) * (_MARGIN if k == before else 1))
-        elif tried is not None:
-            load.best = tried
-        untried = any(
-            k not in load.seconds for k in (0, load.best - 1, load.best + 1) if 0 <= k <= self.most and k != load.best
-        )
-        load.pause = _SOONEST if load.best != before else min(2 * load.pause, _LATEST)
-        load.until_trial = 1 if untried else load.pause
+        if load.best != before:
+            load.pause = load.until_trial = _SOONEST
+
+    def _try_another(self, load: _Load) -> None:
+        """Try a neighbour of the best number that was never tried, or the most promising of the others."""
+        near = [k for k in (0, load.best - 1, load.best + 1) if 0 <= k <= self.most and k != load.best]
+        untried = [k for k in near if k not in load.seconds]
+        others = {*near, *load.seconds} - {load.best}
+        load.trying = untried[0] if untried else max(others, key=lambda k: self._rate(load, k))
+        load.steps_left = _TRIAL
+        more = len(untried) > 1
+        load.pause = _SOONEST if more else min(2 * load.pause, _LATEST)
+        load.until_trial = 1 if more else load.pause
 
     def _rate(self, load: _Load, drafts: int) -> float:
         """Return tokens per second and answer."""
