@@ -5,8 +5,10 @@ import json
 
 import pytest
 
+from ling.engine.grammar import GrammarCompiler
 from ling.engine.request import Delta
 from ling.server.errors import ApiError
+from ling.server.optional_calls import optional_call_grammar
 from ling.server.prompts import chat_prompt
 from ling.server.schema import ChatRequest, TokenizeRequest, validate
 
@@ -127,7 +129,44 @@ def test_answers_of_tools_stand_in_the_order_of_the_calls(engine):
 def test_what_excludes_each_other_is_refused(live):
     both = live.post(messages=[USER], tools=[WEATHER], response_format={"type": "json_object"})
     assert (both.status_code, both.json()["error"]["param"]) == (400, "response_format")
-    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
-    assert live.post(messages=[USER], tools=[strict]).json()["error"]["param"] == "tools"
     absent = {"type": "function", "function": {"name": "other"}}
     assert live.post(messages=[USER], tools=[WEATHER], tool_choice=absent).status_code == 400
+
+
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("", "ends"),
+        ('Hello, a < b <tool_cal {"x": 1}', "ends"),
+        (CALL, "ends"),
+        (f"Let me see.\n{CALL}\n{CALL}", "ends"),
+        (f"\n<think>\nhm\n</think>\n\n{CALL}", "ends"),
+        (CALL[:40], "goes on"),
+        (f"{CALL} and so", "is refused"),
+        (CALL.replace("3", '"3"'), "is refused"),
+        (CALL.replace("weather", "storm"), "is refused"),
+        ("Well: <tool_call>{", "is refused"),
+    ],
+)
+def test_an_answer_may_call_or_not_but_a_strict_call_follows_its_schema(engine, text, outcome):
+    compiler = GrammarCompiler(engine.tokenizer, engine.model.config.vocab_size)
+    matcher = compiler.compile(optional_call_grammar([STRICT], parallel=True)).matcher()
+    for id in engine.tokenizer.encode(text, special=False):
+        if not matcher.allowed()[0][0][id]:
+            assert outcome == "is refused"
+            return
+        matcher.advance([id])
+    assert outcome == ("ends" if matcher.allowed()[0][0][engine.tokenizer.eos_id] else "goes on")
+
+
+def test_a_model_that_makes_up_a_tool_is_held_to_a_strict_one(live):
+    def called(tool):
+        answer = live.post(messages=[USER], tools=[tool], temperature=0, max_tokens=60).json()["choices"][0]
+        return answer["message"]["tool_calls"][0]["function"]
+
+    assert called(WEATHER)["name"] != "weather", "the model has learnt to read tools: this test needs another question"
+    assert called(STRICT)["name"] == "weather"
+    assert json.loads(called(STRICT)["arguments"]).keys() == {"days"}

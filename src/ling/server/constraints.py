@@ -3,6 +3,7 @@
 from ling.engine.request import StructuredOutputsParams
 from ling.engine.tool_grammar import tool_call_grammar
 from ling.server.errors import ApiError
+from ling.server.optional_calls import optional_call_grammar
 from ling.server.schema import ChatRequest, GenerationRequest, NamedTool
 
 _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
@@ -39,16 +40,11 @@ def _asked(request: GenerationRequest) -> list[tuple[str, StructuredOutputsParam
 
 
 def _calls(request: ChatRequest) -> StructuredOutputsParams | None:
-    """Return the grammar of calls that must be made."""
-    if not request.must_call:
-        strict = [tool.function.name for tool in request.tools if tool.function.strict]
-        if strict and request.may_call:
-            raise ApiError(
-                f"tools: {strict[0]} is strict, which is kept only where the answer must be a call: "
-                'leave strict out, or set tool_choice to "required"',
-                param="tools",
-            )  # fmt: skip
-        return None
+    """Return the grammar of calls that must be made, or that must be strict if they are made."""
     tools = [tool.model_dump(exclude_unset=True) for tool in request.tools]
-    choice = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else "required"
-    return tool_call_grammar(tools, choice, parallel=request.parallel_tool_calls)
+    if request.must_call:
+        choice = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else "required"
+        return tool_call_grammar(tools, choice, parallel=request.parallel_tool_calls)
+    if request.may_call and any(tool.function.strict for tool in request.tools):
+        return optional_call_grammar(tools, parallel=request.parallel_tool_calls)
+    return None
