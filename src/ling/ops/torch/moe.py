@@ -19,7 +19,6 @@ from ling.ops.row_order import order_rows
 from ling.ops.torch import linear
 from ling.ops.torch.autograd import run
 
-
 _EXPERTS_PER_ROW = 4
 """From so many experts per row on, rows are few."""
 
