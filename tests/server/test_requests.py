@@ -111,5 +111,5 @@ def test_a_prompt_beyond_the_context_is_refused_before_it_is_encoded(live):
     for text in ("word " * 5000, "x" * 600_000):
         answer = live.ask(messages=[{"role": "user", "content": text}])
         assert answer.status_code == 400, answer.text
-        assert "context" in answer.json()["error"]["message"]
+        assert answer.json()["error"]["code"] == "context_length_exceeded"
         assert live.post("/v1/completions", prompt=text).status_code == 400

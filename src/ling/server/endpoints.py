@@ -37,8 +37,10 @@ def answering(service: Service, handler: Handler) -> Endpoint:
 
     async def endpoint(request: Request) -> Response:
         handed_on = False
+        seconds = service.settings.request_seconds
+        request.state.deadline = asyncio.get_running_loop().time() + seconds if seconds else None
         try:
-            async with asyncio.timeout(service.settings.request_seconds or None):
+            async with asyncio.timeout_at(request.state.deadline):
                 response: Response = await unless_gone(request, handler(service, request))
             handed_on = True
             return response
@@ -117,7 +119,7 @@ async def _answer(
     if asked.stream:
         return EventStream(
             answers.chunks(session.deltas()),
-            deadline=_deadline(service),
+            deadline=request.state.deadline,
             explain=lambda error: explain(service, request, error),
             close=session.close,
         )
@@ -127,8 +129,3 @@ async def _answer(
     finally:
         session.close()
     return JSONResponse(body)
-
-
-def _deadline(service: Service) -> float | None:
-    seconds = service.settings.request_seconds
-    return asyncio.get_running_loop().time() + seconds if seconds else None

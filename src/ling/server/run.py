@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
             build_app(service), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
             access_log=False, server_header=False, proxy_headers=False, limit_concurrency=settings.max_connections,
             h11_max_incomplete_event_size=settings.max_header_bytes + 4096,  # its request line included
+            timeout_keep_alive=max(1, round(settings.read_seconds)),
             timeout_graceful_shutdown=int(settings.shutdown_seconds + _AFTER_DRAIN_SECONDS + 1),
         )  # fmt: skip
         super().__init__(config)

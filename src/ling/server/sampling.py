@@ -92,7 +92,7 @@ def _max_tokens(request: GenerationRequest, room: int) -> int:
         return 1  # only the prompt is judged: the token is made and dropped
     else:
         asked = request.max_tokens if "max_tokens" in request.model_fields_set else min(request.max_tokens or 1, room)
-    return max(1, room) if asked is None else asked
+    return room if asked is None else asked
 
 
 def _logprobs(request: GenerationRequest) -> dict[str, Any]:

@@ -61,18 +61,24 @@ class Service:
     def prepare(self, request: ChatRequest | CompletionRequest, encode: Callable[[], Sequence[Prompt]]) -> Prepared:
         """Make a checked request ready, or say why the engine could never run it."""
         constraint = constraint_of(request)
-        if (length := smallest_length(request, self._longest_token)) > self.max_model_len:
-            raise ApiError(
-                f"the prompt has more than {length} tokens, the context {self.max_model_len}",
-                code="context_length_exceeded",
-            )
+        if (least := smallest_length(request, self._longest_token)) >= self.max_model_len:
+            raise self._too_long(f"more than {least}")
         prompts = encode()
-        room = self.max_model_len - max(len(prompt.ids) for prompt in prompts)
+        length = max(len(prompt.ids) for prompt in prompts)
+        if (room := self.max_model_len - length) < 1:
+            raise self._too_long(str(length))
         params = sampling_params(request, self.defaults, room=room, structured_outputs=constraint)
         for prompt in prompts:
             self.engine.engine.check(prompt.ids, params)
         grammar = None if constraint is None else self._compiler.compile(constraint)
         return Prepared(prompts, params, grammar)
+
+    def _too_long(self, tokens: str) -> ApiError:
+        return ApiError(
+            f"the prompt has {tokens} tokens, this model's maximum context length is {self.max_model_len} tokens, "
+            "and the answer needs one too",
+            code="context_length_exceeded",
+        )
 
     def why_unhealthy(self) -> str | None:
         """Return None while requests are served."""

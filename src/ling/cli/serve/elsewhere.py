@@ -1,5 +1,6 @@
 """Serving by vLLM or SGLang: the checkpoint written as that program loads it, and its server in our place."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -148,7 +149,9 @@ def _for_sglang(options: Any) -> list[str]:
 def _target(options: Any, directory: Path, program: str) -> Path:
     if options.export_to is not None:
         return Path(options.export_to)
-    return Path.home() / ".cache" / "ling" / "served" / f"{directory.resolve().name}-{program}"
+    where = directory.resolve()
+    mark = hashlib.sha256(str(where).encode()).hexdigest()[:8]  # directories of the same name are not the same model
+    return Path.home() / ".cache" / "ling" / "served" / f"{where.name}-{mark}-{program}"
 
 
 def _write(program: str, options: Any, directory: Path, target: Path) -> tuple[str, list[str]]:
