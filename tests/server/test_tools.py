@@ -7,6 +7,7 @@ import pytest
 
 from ling.engine.grammar import GrammarCompiler
 from ling.engine.request import Delta
+from ling.server.constraints import constraint_of
 from ling.server.errors import ApiError
 from ling.server.optional_calls import optional_call_grammar
 from ling.server.prompts import chat_prompt
@@ -127,8 +128,8 @@ def test_answers_of_tools_stand_in_the_order_of_the_calls(engine):
 
 
 def test_what_excludes_each_other_is_refused(live):
-    both = live.post(messages=[USER], tools=[WEATHER], response_format={"type": "json_object"})
-    assert (both.status_code, both.json()["error"]["param"]) == (400, "response_format")
+    both = live.post(messages=[USER], tools=[WEATHER], guided_choice=["a"])
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "guided_choice")
     absent = {"type": "function", "function": {"name": "other"}}
     assert live.post(messages=[USER], tools=[WEATHER], tool_choice=absent).status_code == 400
 
@@ -153,13 +154,38 @@ STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True
 )
 def test_an_answer_may_call_or_not_but_a_strict_call_follows_its_schema(engine, text, outcome):
     compiler = GrammarCompiler(engine.tokenizer, engine.model.config.vocab_size)
-    matcher = compiler.compile(optional_call_grammar([STRICT], parallel=True)).matcher()
+    assert followed(engine, compiler.compile(optional_call_grammar([STRICT], parallel=True)), text) == outcome
+
+
+def followed(engine, grammar, text):
+    """Say how far `text` follows a grammar."""
+    matcher = grammar.matcher()
     for id in engine.tokenizer.encode(text, special=False):
         if not matcher.allowed()[0][0][id]:
-            assert outcome == "is refused"
-            return
+            return "is refused"
         matcher.advance([id])
-    assert outcome == ("ends" if matcher.allowed()[0][0][engine.tokenizer.eos_id] else "goes on")
+    return "ends" if matcher.allowed()[0][0][engine.tokenizer.eos_id] else "goes on"
+
+
+FORM = {"type": "json_schema", "json_schema": {"schema": {"type": "object", "required": ["city"],
+        "properties": {"city": {"enum": ["Rome"]}}, "additionalProperties": False}}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [('{"city": "Rome"}', "ends"), (CALL, "ends"), (f"{CALL}\n{CALL}", "ends"), ('{"city": "Paris"}', "is refused"),
+     ("Well", "is refused"), (f"Well {CALL}", "is refused")],
+)  # fmt: skip
+def test_what_is_no_call_has_the_form_that_was_asked_for(engine, text, outcome):
+    asked = validate(ChatRequest, {"messages": [USER], "tools": [WEATHER], "response_format": FORM})
+    compiler = GrammarCompiler(engine.tokenizer, engine.model.config.vocab_size)
+    assert followed(engine, compiler.compile(constraint_of(asked)), text) == outcome
+
+
+def test_a_call_that_must_be_made_leaves_no_text_to_have_a_form():
+    asked = {"messages": [USER], "tools": [WEATHER], "tool_choice": "required"}
+    formed = validate(ChatRequest, {**asked, "response_format": FORM})
+    assert constraint_of(formed) == constraint_of(validate(ChatRequest, asked))
 
 
 def test_a_model_that_makes_up_a_tool_is_held_to_a_strict_one(live):

@@ -3,7 +3,7 @@
 from ling.engine.request import StructuredOutputsParams
 from ling.engine.tool_grammar import tool_call_grammar
 from ling.server.errors import ApiError
-from ling.server.optional_calls import optional_call_grammar
+from ling.server.optional_calls import json_or_calls, optional_call_grammar
 from ling.server.schema import ChatRequest, GenerationRequest, NamedTool
 
 _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "choice", "guided_grammar": "grammar"}
@@ -12,12 +12,22 @@ _GUIDED = {"guided_json": "json", "guided_regex": "regex", "guided_choice": "cho
 def constraint_of(request: GenerationRequest) -> StructuredOutputsParams | None:
     """Return the one form that `request` asks for, or None. Raises ApiError for several, RequestError for a bad one."""
     asked = _asked(request)
-    calls = _calls(request) if isinstance(request, ChatRequest) else None
-    if isinstance(request, ChatRequest) and request.may_call and asked:
-        raise ApiError(f"{asked[0][0]} and tools exclude each other: an answer has one form", param=asked[0][0])
     if len(asked) > 1:
         raise ApiError(f"{' and '.join(name for name, _ in asked)} exclude each other", param=asked[1][0])
-    return asked[0][1] if asked else calls
+    name, form = asked[0] if asked else ("", None)
+    if not isinstance(request, ChatRequest) or not request.may_call:
+        return form
+    tools = [tool.model_dump(exclude_unset=True) for tool in request.tools]
+    parallel = request.parallel_tool_calls
+    if request.must_call:  # and there is nothing else in the answer
+        choice = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else "required"
+        return tool_call_grammar(tools, choice, parallel=parallel)
+    if form is None:
+        strict = any(tool.function.strict for tool in request.tools)
+        return optional_call_grammar(tools, parallel=parallel) if strict else None
+    if (either := json_or_calls(form, tools, parallel=parallel)) is None:
+        raise ApiError(f"{name} and tools: beside calls, only JSON can be asked for", param=name)
+    return either
 
 
 def _asked(request: GenerationRequest) -> list[tuple[str, StructuredOutputsParams]]:
@@ -37,14 +47,3 @@ def _asked(request: GenerationRequest) -> list[tuple[str, StructuredOutputsParam
         elif format.type == "json_object":
             asked.append(("response_format", StructuredOutputsParams(json_object=True)))
     return asked
-
-
-def _calls(request: ChatRequest) -> StructuredOutputsParams | None:
-    """Return the grammar of calls that must be made, or that must be strict if they are made."""
-    tools = [tool.model_dump(exclude_unset=True) for tool in request.tools]
-    if request.must_call:
-        choice = request.tool_choice.function.name if isinstance(request.tool_choice, NamedTool) else "required"
-        return tool_call_grammar(tools, choice, parallel=request.parallel_tool_calls)
-    if request.may_call and any(tool.function.strict for tool in request.tools):
-        return optional_call_grammar(tools, parallel=request.parallel_tool_calls)
-    return None

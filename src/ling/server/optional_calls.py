@@ -1,4 +1,4 @@
-"""The grammar of an answer that may call tools, where a call that it does make must follow a tool's schema strictly.
+"""Grammars of answers that may call tools: where a call must be strict, and where what is no call must be JSON.
 
     start: TEXT | before first ("\\n" call)*
 
@@ -8,6 +8,8 @@ it is the grammar of calls that must be made (`ling.engine.tool_grammar`), its f
 
 from collections.abc import Sequence
 
+from ling.engine import grammar_limits
+from ling.engine.grammar import json_rule
 from ling.engine.request import StructuredOutputsParams
 from ling.engine.tool_grammar import MOST_CALLS, Tool, tool_call_grammar
 from ling.tokenizer import wording
@@ -15,8 +17,7 @@ from ling.tokenizer import wording
 
 def optional_call_grammar(tools: Sequence[Tool], *, parallel: bool) -> StructuredOutputsParams:
     """Allow text, calls of `tools`, and text before calls."""
-    grammar = tool_call_grammar(tools, "required", parallel=parallel).grammar
-    assert grammar is not None, "calls are a Lark grammar"
+    grammar = _calls(tools, parallel)
     calls = dict(line.split(": ", 1) for line in grammar.splitlines() if line.startswith("call_"))
     tag, opened = wording.CALL_OPEN, f'"{wording.CALL_OPEN}'
     assert all(body.startswith(opened) for body in calls.values()), calls
@@ -31,3 +32,24 @@ def optional_call_grammar(tools: Sequence[Tool], *, parallel: bool) -> Structure
     if parallel:
         rules += [f"call: {' | '.join(calls)}", *(f"{name}: {body}" for name, body in calls.items())]
     return StructuredOutputsParams(grammar="\n".join(rules))
+
+
+def json_or_calls(
+    form: StructuredOutputsParams, tools: Sequence[Tool], *, parallel: bool
+) -> StructuredOutputsParams | None:
+    """Allow JSON as `form` has it, or calls of `tools`; None if `form` is no JSON."""
+    if form.json is None and not form.json_object:
+        return None
+    asked = {"type": "object"} if form.json is None else form.json
+    schema = grammar_limits.checked_schema(asked, "the JSON schema")
+    first, *rules = _calls(tools, parallel).splitlines()
+    rules = [rule.replace("start: ", "calls: ", 1) if rule.startswith("start: ") else rule for rule in rules]
+    return StructuredOutputsParams(
+        grammar="\n".join([first, "start: form | calls", f"form: {json_rule(schema)}", *rules])
+    )
+
+
+def _calls(tools: Sequence[Tool], parallel: bool) -> str:
+    grammar = tool_call_grammar(tools, "required", parallel=parallel).grammar
+    assert grammar is not None, "calls are a Lark grammar"
+    return grammar
