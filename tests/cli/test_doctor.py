@@ -145,7 +145,7 @@ def test_a_server_that_hangs_is_left_after_the_timeout(ling, llm: LLM) -> None:
 
 
 def test_nobody_there_costs_no_loading(ling, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LLM, "load", None)
+    monkeypatch.setattr(LLM, "__init__", None)
     result = ling("doctor", bundled_directory(), "--compare", "http://127.0.0.1:1", *SHORT)
     assert result.code == 2
     assert "cannot reach http://127.0.0.1:1: Connection refused" in result.err
@@ -172,7 +172,7 @@ def test_another_checkpoint_of_the_same_model_agrees(ling, model: Path, tmp_path
 def test_another_tokenizer_is_refused_before_anything_is_loaded(
     ling, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LLM, "load", None)
+    monkeypatch.setattr(LLM, "__init__", None)
     tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
     first, second = [token for token in vocabulary if len(token) > 3][:2]
