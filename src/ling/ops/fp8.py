@@ -15,7 +15,10 @@ from torch import Tensor
 
 from ling.ops.precision import at_least_float32
 
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 E4M3_MAX = 448.0
+LARGEST = {E4M3: E4M3_MAX, E5M2: 57344.0}
+"""Finite value of each kind of code; clamping to it keeps E5M2 from its infinity, too."""
 BLOCK = 128
 EXPORT_AMAX_FLOOR = 1e-4
 _NAN_CODE = 0x7F
@@ -66,24 +69,39 @@ def quantize_e4m3_block(w: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tenso
     return _crop(_saturate(blocks / scale[:, None, :, None]), w.shape), scale
 
 
-def quantize_e4m3_tile(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise activations or gradients for training, one power-of-two scale per 1x128 tile of a row.
+def quantize_tile(x: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
+    """Quantise activations or gradients for training, one scale per 1x128 tile of a row.
 
-    x       (N, K)
-    return  codes (N, K) float8_e4m3fn, scale (N, ceil(K / 128)) float32
+    x       (..., K)
+    kind    float8_e4m3fn or float8_e5m2
+    return  codes (..., K), scale (..., ceil(K / 128)) float32
     """
-    N, K = x.shape
-    tiles = _pad(x.float(), 1, BLOCK).view(N, -1, BLOCK)
-    encode = _training_encode_scale(tiles.abs().amax(-1), x.dtype)
-    codes = _saturate(tiles * encode[..., None]).view(N, -1)[:, :K]
+    K = x.shape[-1]
+    tiles = torch.nn.functional.pad(x.float(), (0, -K % BLOCK)).unflatten(-1, (-1, BLOCK))
+    encode = _training_encode_scale(tiles.abs().amax(-1), x.dtype, LARGEST[kind], power_of_two)
+    codes = _saturate(tiles * encode[..., None], kind).flatten(-2)[..., :K]
     return codes.contiguous(), 1 / encode
 
 
-def quantize_e4m3_training_block(w: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise a weight for training: the tile rule over 128x128 blocks. Shapes as `quantize_e4m3_block`."""
+def quantize_training_block(w: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
+    """Quantise weights for training: the tile rule over 128x128 blocks, each matrix of a stack on its own.
+
+    w       (..., M, K)
+    return  codes (..., M, K), scale (..., ceil(M / 128), ceil(K / 128)) float32
+    """
     blocks = _blocks(w)
-    encode = _training_encode_scale(blocks.abs().amax((1, 3)), w.dtype)
-    return _crop(_saturate(blocks * encode[:, None, :, None]), w.shape), 1 / encode
+    encode = _training_encode_scale(blocks.abs().amax((-3, -1)), w.dtype, LARGEST[kind], power_of_two)
+    return _crop(_saturate(blocks * encode[..., :, None, :, None], kind), w.shape), 1 / encode
+
+
+def quantize_e4m3_tile(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise by `quantize_tile` with the published choice: E4M3, power-of-two scales."""
+    return quantize_tile(x)
+
+
+def quantize_e4m3_training_block(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise by `quantize_training_block` with the published choice: E4M3, power-of-two scales."""
+    return quantize_training_block(w)
 
 
 def dequantize_e4m3_block(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -101,8 +119,8 @@ def dequantize_e4m3_block(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> T
 
 
 def dequantize_e4m3_tile(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return codes (N, K) times the scale (N, ceil(K / 128)) of their tile, in `dtype`."""
-    return (_to_float32(codes) * scale.repeat_interleave(BLOCK, -1)[:, : codes.shape[1]]).to(dtype)
+    """Return codes (..., K) times the scale (..., ceil(K / 128)) of their tile, in `dtype`."""
+    return (_to_float32(codes) * scale.repeat_interleave(BLOCK, -1)[..., : codes.shape[-1]]).to(dtype)
 
 
 def round_up_to_power_of_two(scale: Tensor) -> Tensor:
@@ -121,40 +139,36 @@ def has_nan(codes: Tensor) -> bool:
 
 
 def _to_float32(codes: Tensor) -> Tensor:
-    """Return E4M3 codes as float32: on a CPU through float16 (13x torch 2.13's own cast, one core of an AMD EPYC).
+    """Return codes as float32: E4M3 on a CPU through float16 (13x torch 2.13's own cast, one core of an AMD EPYC).
 
     s eeee mmm becomes s 0eeee mmm0000000, a float16 that is 2^8 too small, subnormals included: the biases differ.
     """
-    if codes.device.type != "cpu" or has_nan(codes):
+    if codes.device.type != "cpu" or codes.dtype != E4M3 or has_nan(codes):
         return codes.float()
     shifted = codes.view(torch.int8).to(torch.int16).bitwise_left_shift_(7)  # the sign is in both upper bits
     return shifted.bitwise_and_(-0x4001).view(torch.float16).float().mul_(256)
 
 
-def _training_encode_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 448 / amax rounded down to a power of two; 1 where amax is 0, infinite or NaN."""
+def _training_encode_scale(amax: Tensor, dtype: torch.dtype, largest: float, power_of_two: bool) -> Tensor:
+    """Return largest / amax, rounded down to a power of two if asked; 1 where amax is 0, infinite or NaN."""
     usable = (amax > 0) & torch.isfinite(amax)
-    encode = (E4M3_MAX / torch.where(usable, amax, 1.0)).clamp_max(torch.finfo(dtype).max)
-    mantissa, exponent = torch.frexp(encode)
-    return torch.where(usable, torch.ldexp(torch.ones_like(mantissa), exponent - 1), 1.0)
+    encode = (largest / torch.where(usable, amax, 1.0)).clamp_max(torch.finfo(dtype).max)
+    if power_of_two:
+        mantissa, exponent = torch.frexp(encode)
+        encode = torch.ldexp(torch.ones_like(mantissa), exponent - 1)
+    return torch.where(usable, encode, 1.0)
 
 
 def _blocks(w: Tensor) -> Tensor:
-    """View `w` (M, K) as (M / 128, 128, K / 128, 128) in float32, zero-padded."""
-    padded = _pad(at_least_float32(w), BLOCK, BLOCK)
-    M, K = padded.shape
-    return padded.view(M // BLOCK, BLOCK, K // BLOCK, BLOCK)
+    """View `w` (..., M, K) as (..., M / 128, 128, K / 128, 128) in float32, zero-padded."""
+    M, K = w.shape[-2:]
+    padded = torch.nn.functional.pad(at_least_float32(w), (0, -K % BLOCK, 0, -M % BLOCK))
+    return padded.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
 
 
 def _crop(blocks: Tensor, shape: torch.Size) -> Tensor:
-    rows, columns = blocks.shape[0] * BLOCK, blocks.shape[2] * BLOCK
-    return blocks.view(rows, columns)[: shape[0], : shape[1]].contiguous()
+    return blocks.flatten(-4, -3).flatten(-2)[..., : shape[-2], : shape[-1]].contiguous()
 
 
-def _pad(x: Tensor, row_multiple: int, column_multiple: int) -> Tensor:
-    M, K = x.shape
-    return torch.nn.functional.pad(x, (0, -K % column_multiple, 0, -M % row_multiple))
-
-
-def _saturate(x: Tensor) -> Tensor:
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+def _saturate(x: Tensor, kind: torch.dtype = E4M3) -> Tensor:
+    return x.clamp(-LARGEST[kind], LARGEST[kind]).to(kind)

@@ -1,0 +1,85 @@
+"""A tensor in FP8 as products take it, and what quantising it cost.
+
+Rows of activations and gradients carry a scale per 1x128 tile, weights one per 128x128 block. A block's transpose is a
+block, so a weight's transposed copy is made of its codes alone, exactly; that of tiles is not theirs to give.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ling.ops.fp8 import E4M3, dequantize_e4m3_block, dequantize_e4m3_tile, quantize_tile, quantize_training_block
+
+Layout = Literal["tile", "block"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Tensor:
+    """Codes and what they are multiplied by.
+
+    codes   (..., M, K)  float8_e4m3fn or float8_e5m2
+    scale   float32: (..., M, ceil(K / 128)) of tiles, (..., ceil(M / 128), ceil(K / 128)) of blocks
+    """
+
+    codes: Tensor
+    scale: Tensor
+    layout: Layout
+
+    @classmethod
+    def of_tiles(cls, x: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = True) -> "Fp8Tensor":
+        """Quantise rows (..., M, K), a scale per 128 neighbours in a row."""
+        return cls(*quantize_tile(x, kind, power_of_two=power_of_two), "tile")
+
+    @classmethod
+    def of_blocks(cls, w: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = True) -> "Fp8Tensor":
+        """Quantise a weight, or a stack of them, (..., M, K), a scale per 128x128 block of each."""
+        return cls(*quantize_training_block(w, kind, power_of_two=power_of_two), "block")
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the values, computed in float32 and rounded once: exactly with power-of-two scales."""
+        way_back = dequantize_e4m3_tile if self.layout == "tile" else dequantize_e4m3_block
+        return way_back(self.codes, self.scale, dtype)
+
+    def transpose(self) -> "Fp8Tensor":
+        """Return a contiguous transposed copy (..., K, M) of blocks, exact because they are square."""
+        assert self.layout == "block", "the transpose of row tiles has tiles across its rows"
+        codes = self.codes.view(torch.uint8).mT.contiguous().view(self.codes.dtype)
+        return Fp8Tensor(codes, self.scale.mT.contiguous(), "block")
+
+    def rows(self, index: Tensor) -> "Fp8Tensor":
+        """Gather rows (R, K) of tiles (M, K); index M gives a row of zeros."""
+        assert self.layout == "tile", "a block has no rows of its own"
+        codes = torch.nn.functional.pad(self.codes.view(torch.uint8), (0, 0, 0, 1))  # code 0 is the value 0
+        scale = torch.nn.functional.pad(self.scale, (0, 0, 0, 1), value=1.0)
+        kind = self.codes.dtype
+        return Fp8Tensor(codes.index_select(0, index).view(kind), scale.index_select(0, index), "tile")
+
+
+def bfloat16_values(x: Tensor | Fp8Tensor) -> Tensor:
+    """Return values rounded to bfloat16, in float32, in which their products are exact."""
+    return (x.dequantize(torch.bfloat16) if isinstance(x, Fp8Tensor) else x.to(torch.bfloat16)).float()
+
+
+class Fp8Loss(NamedTuple):
+    """What is lost of a tensor by quantising it: () float32 each, on its device."""
+
+    underflow: Tensor
+    """Share of the values other than zero that became zero."""
+    distortion: Tensor
+    """Norm of the error over the norm of the tensor; not finite where the tensor is not."""
+
+
+def measure_loss(x: Tensor, quantised: Fp8Tensor) -> Fp8Loss:
+    """Compare a tensor with its codes, without waiting for the device."""
+    exact, found = x.detach().float(), quantised.dequantize(torch.float32)
+    is_something = exact != 0
+    lost = (is_something & (found == 0)).sum() / is_something.sum().clamp_min(1)
+    norm = torch.linalg.vector_norm(exact)
+    error = torch.linalg.vector_norm(found - exact)
+    return Fp8Loss(lost.float(), torch.where(norm == 0, 0.0, error / norm))
