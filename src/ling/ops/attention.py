@@ -53,7 +53,7 @@ def attention_step(x: Tensor, weights: AttentionWeights, heads: HeadShape, rope:
     return linear(attend(q, k, v).flatten(1), weights.dense, weights.dense_bias)
 
 
-@op(torch="ling.ops.torch.attention_prologue")
+@op(triton="ling.ops.triton.attention_prologue", torch="ling.ops.torch.attention_prologue")
 def split_norm_rope(
     qkv: Tensor, query_weight: Tensor | None, key_weight: Tensor | None, heads: HeadShape, rope: Rope
 ) -> tuple[Tensor, Tensor, Tensor]:
