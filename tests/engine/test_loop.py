@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ling.config.engine import EngineConfig
-from ling.engine import core
+from ling.engine import choosing, core
 from ling.engine.build import build
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
@@ -146,25 +146,25 @@ def is_bad(s: object) -> bool:
 
 
 def break_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = core.choice_row
+    real = choosing.choice_row
 
     def rows(s: object, *args: object) -> object:
         if is_bad(s):
             raise ValueError("sampler")
         return real(s, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(core, "choice_row", rows)
+    monkeypatch.setattr(choosing, "choice_row", rows)
 
 
 def break_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Engine._extend_text
+    real = choosing._extend_text
 
-    def extend(self: Engine, s: object, *args: object) -> None:
+    def extend(s: object, *args: object) -> None:
         if is_bad(s):
             raise UnicodeError("detokenizer")
-        real(self, s, *args)  # type: ignore[arg-type]
+        real(s, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Engine, "_extend_text", extend)
+    monkeypatch.setattr(choosing, "_extend_text", extend)
 
 
 class BrokenGrammar:

@@ -17,14 +17,15 @@ from ling.config.engine import EngineConfig
 from ling.engine.admission import check_request
 from ling.engine.blocks import BlockPool
 from ling.engine.cache import PagedCache, Part
+from ling.engine.choosing import Choice, choose, extend, score_prompt
 from ling.engine.draft_length import DraftLength
 from ling.engine.request import Delta, SamplingParams
 from ling.engine.runner import Runner
-from ling.engine.sampler import Row, derive_seed, logprobs_of, sample
+from ling.engine.sampler import derive_seed
 from ling.engine.scheduler import Scheduler
 from ling.engine.sequence import Sequence
 from ling.engine.sizing import Sizes, choose_sizes, draft_method
-from ling.engine.speculative import MtpDrafter, choice_row, count_accepted, keep_hidden, propose_from_text
+from ling.engine.speculative import MtpDrafter, count_accepted, keep_hidden, propose_from_text
 from ling.engine.stats import EngineStats
 from ling.engine.text import AnswerText
 from ling.errors import LingError, RequestError
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from ling.engine.grammar import Grammar
 
 logger = logging.getLogger(__name__)
-
-_LOGIT_ROWS = 64
-"""Rows of logits held at once when a whole prompt is scored."""
 
 
 class StepError(LingError):
@@ -182,16 +180,17 @@ class Engine:
         for s, h in zip(sequences, hidden):
             if s.finished:
                 continue
-            if s.wants_prompt_logprobs and not s.is_announced and s.num_computed < s.num_prompt:
-                self._score_prompt(s, h)
+            if s.wants_prompt_logprobs:
+                score_prompt(self.runner, s, h, self.tokenizer)
             if s.num_computed + plan[s] >= len(s.tokens):
                 ready.append((s, h))
             else:
                 self._keep(s, h)
                 prefilling.append(s)
-        deltas += self._choose(ready)
+        choices = choose(self.runner, [s for s, _ in ready], [h for _, h in ready])
+        deltas += [self._advance(s, h, choice) for (s, h), choice in zip(ready, choices)]
         going = [s for s, _ in ready if not s.finished]
-        made = self.draft_length.choose(len(going)) if going else 0
+        made = self.draft_length.choose(max(1, len(going)))
         self._draft(going, prefilling, made)
         for s in (*going, *prefilling):
             self.scheduler.publish(s)
@@ -232,55 +231,9 @@ class Engine:
             blocks = torch.tensor([s.blocks[i // size] for i in ends], device=rows.device)
             self.runner.cache.states[blocks] = rows[ends[0] - begin :: size]
 
-    def _score_prompt(self, s: Sequence, hidden: Tensor) -> None:
-        """Add the log-probabilities of the prompt's tokens behind each of these rows."""
-        if not s.prompt_logprobs:
-            s.prompt_logprobs.append(None)
-        following = s.tokens[s.num_computed + 1 : min(s.num_prompt, s.num_computed + 1 + len(hidden))]
-        most = s.params.prompt_logprobs
-        assert most is not None
-        for first in range(0, len(following), _LOGIT_ROWS):
-            tokens = following[first : first + _LOGIT_ROWS]
-            logits = self.runner.logits(hidden[first : first + len(tokens)])
-            s.prompt_logprobs += logprobs_of(logits, tokens, most, self.tokenizer)
-
-    # ---- choosing ----
-
-    def _choose(self, ready: list[tuple[Sequence, Tensor]]) -> list[Delta]:
-        """Choose the next tokens of sequences that are up to date, from hidden states of their last rows."""
-        if not ready:
-            return []
-        # A prompt is asked for its last row only; a verification for every row.
-        asked = [h[len(h) - 1 - len(s.drafts) :] for s, h in ready]
-        logits = self.runner.logits(torch.cat(asked)).split([len(h) for h in asked])
-        chosen = self._sample_all([s for s, _ in ready], logits)
-        return [self._advance(s, h, own, tokens) for (s, h), own, tokens in zip(ready, logits, chosen)]
-
-    def _sample_all(self, sequences: list[Sequence], logits: SequenceOf[Tensor]) -> "list[list[int] | Exception]":
-        """Choose a token behind the last one and behind each draft; an error takes only its own sequence."""
-        try:
-            rows = [self._rows(s) for s in sequences]
-            chosen = iter(sample(torch.cat(list(logits)), [row for own in rows for row in own]))
-            return [[next(chosen) for _ in own] for own in rows]
-        except Exception:
-            logger.debug("a batch could not be sampled; each sequence by itself", exc_info=True)
-        results: list[list[int] | Exception] = []
-        for s, own in zip(sequences, logits):
-            try:
-                results.append(sample(own, self._rows(s)))
-            except Exception as error:
-                results.append(error)
-        return results
-
-    def _rows(self, s: Sequence) -> list[Row]:
-        if s.matcher is None:
-            return [choice_row(s, s.drafts[:i], None) for i in range(1 + len(s.drafts))]
-        masks, valid = s.matcher.allowed(s.drafts)
-        assert valid == len(s.drafts), (valid, s.drafts)
-        return [choice_row(s, s.drafts[:i], masks[i]) for i in range(1 + len(s.drafts))]
-
-    def _advance(self, s: Sequence, hidden: Tensor, logits: Tensor, chosen: "list[int] | Exception") -> Delta:
+    def _advance(self, s: Sequence, hidden: Tensor, choice: Choice) -> Delta:
         """Take what was chosen into the answer: the drafts it agrees with and one token more."""
+        logits, chosen = choice
         if isinstance(chosen, Exception):
             return self._fail(s, chosen)
         try:
@@ -290,54 +243,22 @@ class Engine:
                 self.draft_length.count(len(s.drafts), accepted)
             self._keep(s, hidden[: len(hidden) - len(s.drafts) + accepted])
             s.drafts = []
-            return self._extend(s, chosen[: accepted + 1], logits)
+            delta = extend(s, chosen[: accepted + 1], logits, self.stop_ids, self.tokenizer)
         except Exception as error:
             return self._fail(s, error)
-
-    def _extend(self, s: Sequence, tokens: list[int], logits: Tensor) -> Delta:
-        delta = Delta(request_id=s.request_id, index=s.index)
-        if not s.is_announced:
-            s.is_announced = True
-            delta.num_cached_tokens = s.num_cached_prompt
-            delta.prompt_logprobs = s.prompt_logprobs if s.wants_prompt_logprobs else None
-        for token in tokens:
-            s.tokens.append(token)
-            delta.token_ids.append(token)
-            self._extend_text(s, token, delta)
-            if delta.finish_reason is not None:
-                break
         self.stats.tokens += len(delta.token_ids)
-        if s.matcher is not None:
-            s.matcher.advance(delta.token_ids)
-        if s.params.logprobs is not None:
-            rows = logits[: len(delta.token_ids)]
-            delta.logprobs = logprobs_of(rows, delta.token_ids, s.params.logprobs, self.tokenizer)
         return delta if delta.finish_reason is None else self._end(s, delta)
-
-    def _extend_text(self, s: Sequence, token: int, delta: Delta) -> None:
-        """Add a token's text and say whether the answer ends with it."""
-        if token in s.stop_ids:
-            delta.finish_reason = "stop"
-            delta.stop_reason = None if token in self.stop_ids and token not in s.params.stop_token_ids else token
-            delta.text += s.text.finish()
-            return
-        text, stop = s.text.push(token)
-        delta.text += text
-        if stop is not None:
-            delta.finish_reason, delta.stop_reason = "stop", stop
-        elif s.num_generated >= s.max_new:
-            delta.finish_reason = "length"
-            delta.text += s.text.finish()
 
     # ---- drafting ----
 
     def _draft(self, going: list[Sequence], prefilling: list[Sequence], most: int) -> None:
         """Propose up to `most` tokens behind each answer that goes on. A failure costs drafts, not answers."""
-        if not most:
+        readers = [*going, *[s for s in prefilling if s.pending]]
+        if not most or not readers:
             return
         try:
             if self._mtp is not None:
-                rows = self._mtp.absorb([*going, *[s for s in prefilling if s.pending]])
+                rows = self._mtp.absorb(readers)
                 self._mtp.propose(going, rows[: len(going)], most)
             else:
                 for s in going:
