@@ -1,5 +1,6 @@
 """From arrival to the end: clients that leave, deadlines, health, metrics, an orderly stop."""
 
+import asyncio
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from random import Random
 
 import httpx
 import pytest
@@ -175,6 +177,42 @@ def test_answers_that_fit_into_the_drain_are_finished(pretend, serve):
         live.server.should_exit = True
         thread.join(5)
     assert answers[0].json()["choices"][0]["message"]["content"] == "done"
+
+
+@pytest.mark.slow
+def test_whatever_clients_do_nothing_of_theirs_is_left_behind(live):
+    """A crowd that asks, streams, leaves at any moment, and sends nonsense."""
+
+    async def one(client, random):
+        body = {"prompt": "Alice was " * random.randrange(1, 20), "max_tokens": random.randrange(1, 60)}
+        body |= {"stream": random.random() < 0.5, "n": random.randrange(1, 4), "ignore_eos": True}
+        if random.random() < 0.1:
+            body["guided_regex"] = "[a-z ]{5,40}"
+        patience = random.choice([0.001, 0.01, 0.05, 0.2, 60])
+        try:
+            answer = await asyncio.wait_for(client.post("/v1/completions", json=body), patience)
+            assert answer.status_code == 200, answer.text
+        except (TimeoutError, httpx.HTTPError):
+            return False
+        return True
+
+    async def crowd():
+        random = Random(7)
+        limits = httpx.Limits(max_connections=60)
+        async with httpx.AsyncClient(base_url=live.url, timeout=60, limits=limits) as client:
+            return await asyncio.gather(*(one(client, random) for _ in range(200)))
+
+    done = asyncio.run(crowd())
+    assert any(done)
+    assert not all(done)
+    engine = live.service.engine
+    deadline = time.monotonic() + 10
+    while (engine.num_unfinished or engine.engine.has_work) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert engine.num_unfinished == 0
+    assert engine.engine.num_running == engine.engine.num_waiting == 0
+    assert engine.engine.blocks.num_free == engine.engine.blocks.num_blocks
+    assert live.ask(max_tokens=2).status_code == 200
 
 
 @pytest.mark.slow

@@ -54,7 +54,8 @@ def _signature() -> inspect.Signature:
     parameters = [parameter("model", str, model, None), parameter("model_path", str, named, None)]
     for flag in all_flags():
         shown = flag.default is not None and flag.kind is not bool
-        option = typer.Option(*flag.spellings, help=flag.help, show_default=shown)
+        metavar = "<str>" if flag.kind == list[str] else None
+        option = typer.Option(*flag.spellings, help=flag.help, show_default=shown, metavar=metavar)
         parameters.append(parameter(flag.name, flag.kind, option, flag.default))
     return inspect.Signature(parameters)
 
