@@ -20,6 +20,7 @@ from typer.main import get_command
 from ling.cli.app import app
 from ling.config import PRESETS, ModelConfig, preset
 from ling.config import finetune as finetune_module
+from ling.config import fp8 as fp8_module
 from ling.config import model as model_module
 from ling.config import optimizer as optimizer_module
 from ling.config import parallel as parallel_module
@@ -85,6 +86,7 @@ def config_page() -> str:
         ("optim.skip", optimizer_module, "SkipConfig"),
         ("optim.batch_ramp", optimizer_module, "BatchRampConfig"),
         ("train", training_module, "TrainConfig"),
+        ("train.fp8", fp8_module, "Fp8Config"),
         ("run", run_module, "RunConfig"),
         ("parallel", parallel_module, "ParallelConfig"),
         ("finetune", finetune_module, "FinetuneConfig"),

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ling.config.model import ODD_HEAD_DIM
+from ling.config.parallel import AXES
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ def check_recipe(recipe: "Recipe") -> None:
                 f"run.evaluate_prompts {recipe.run.evaluate_prompts}: {axis} ranks measure held-out losses but "
                 f"generate no text; use 0, or parallel.{axis} 1"
             )
+    if recipe.train.precision == "fp8":
+        _check_one_process(recipe, "train.precision fp8")
     optim, steps = recipe.optim, recipe.train.steps
     if optim.decay_steps > steps:
         raise ConfigError(f"optim.decay_steps {optim.decay_steps} is more than train.steps {steps}")
@@ -56,3 +59,11 @@ def check_recipe(recipe: "Recipe") -> None:
             f"{recipe.train.average_every} steps span {span} steps, but train.steps is {recipe.train.steps}; "
             "lower either (or average_last=0)"
         )
+
+
+def _check_one_process(recipe: "Recipe", what: str) -> None:
+    for axis in (*AXES, "expert"):
+        if (size := getattr(recipe.parallel, axis)) > 1:
+            raise ConfigError(f"{what} is for one process, but parallel.{axis} is {size}; use 1, or bfloat16")
+    if recipe.parallel.recompute == "selective":
+        raise ConfigError(f"{what} does not go with parallel.recompute selective; use none or full")

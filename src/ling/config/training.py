@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ling.config.fields import check_fields, shown
+from ling.config.fp8 import Fp8Config
 from ling.config.model import DType
 from ling.config.optimizer import BatchRampConfig, MuonConfig, SkipConfig, read_multiplier
 from ling.errors import ConfigError
@@ -143,9 +144,11 @@ class TrainConfig:
     """Sequences of a microbatch, which go through the network together."""
     global_batch_size: int = 8
     """Sequences of a step: a whole number of microbatches."""
-    precision: DType = "float32"
+    precision: Literal["float32", "bfloat16", "fp8"] = "float32"
     """What products are computed in. With bfloat16, weights, moments, routers, and gradients where they are added up,
-    stay float32; a block's weights are rounded when it runs."""
+    stay float32; a block's weights are rounded when it runs. fp8: the blocks' linear maps and experts have FP8
+    operands, all else is as with bfloat16; one process."""
+    fp8: Fp8Config = field(default_factory=Fp8Config)
     checkpoint_every: int = 500
     """Steps between resumable checkpoints."""
     average_last: int = 8
@@ -154,6 +157,11 @@ class TrainConfig:
     """Steps between those snapshots."""
     max_minutes: float = 0.0
     """Stop, with everything written, after this wall time; 0: no limit."""
+
+    @property
+    def compute_dtype(self) -> DType:
+        """What activations are."""
+        return "float32" if self.precision == "float32" else "bfloat16"
 
     def __post_init__(self) -> None:
         check_fields(self, "train")

@@ -55,6 +55,11 @@ PRECISIONS = {
     "bfloat16": Precision(
         compute="bfloat16", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=False, chunked_loss=True
     ),
+    # Activations are kept as with bfloat16, though the inputs of products are codes: an upper bound.
+    "fp8": Precision(
+        compute="bfloat16", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=False,
+        chunked_loss=True, fp8_gemm=True,
+    ),
     "megatron_bf16": Precision(
         compute="bfloat16", parameter=2, gradient=4, master=4, moments=8, sharded="optimizer", fused=True,
         chunked_loss=False, recomputes_layer=True,

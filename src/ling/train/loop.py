@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ling.checkpoint.background import BackgroundSaver
-from ling.checkpoint.dcp import DcpSource, save_dcp
+from ling.checkpoint.dcp import FACTS_NAME, DcpSource, save_dcp
 from ling.config import write_published
 from ling.config.recipe import Recipe, recipe_tree
 from ling.errors import CheckpointError
 from ling.model import CausalLM, init_weights
+from ling.model.fp8 import Fp8Layers, Measured
 from ling.parallel.ranks import Ranks
 from ling.train.averaging import is_snapshot_step
 from ling.train.batch import TrainBatch
@@ -66,6 +67,8 @@ class StepReport:
     balance: RouterTelemetry | None
     """The worst layer's; None without sparse layers."""
     counts: dict[int, Tensor]
+    fp8: Measured | None = None
+    """What FP8 lost, at the steps that measure it."""
 
     def numbers(self) -> dict[str, float]:
         """Return what trackers draw, under stable names."""
@@ -80,6 +83,12 @@ class StepReport:
             found["mfu_percent"] = self.mfu_percent
         if self.balance is not None:
             found |= {f"router/worst/{key}": float(value) for key, value in asdict(self.balance).items()}
+        if self.fp8 is not None:
+            found |= {
+                "fp8/underflow_percent": self.fp8.underflow_percent,
+                "fp8/distortion_percent": self.fp8.distortion_percent,
+                "fp8/layers_in_bfloat16": float(len(self.fp8.bfloat16_layers)),
+            }
         for layer, counts in self.counts.items():
             found |= {f"router/{layer}/{key}": float(v) for key, v in asdict(router_telemetry(counts)).items()}
         return found
@@ -120,6 +129,7 @@ class Training:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
         self.device = model.model.norm.weight.device
         self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.shards)
+        self.fp8 = Fp8Layers(model, recipe.train.fp8) if recipe.train.precision == "fp8" else None
         self.stopwatch = Stopwatch()
         self._saver = BackgroundSaver(together=self.state.sharded)
         self._saved_step: int | None = None
@@ -150,6 +160,8 @@ class Training:
                     "files, or begin a new run from it with run.start_from"
                 )
             self.state.restore(source)
+            if self.fp8 is not None:
+                self.fp8.restore(source.facts().get("fp8", []), str(latest / FACTS_NAME))
             self._saved_step = self.state.step
             self._clock = read_fact(source, "seconds", float)
             self.stopwatch = Stopwatch(self._clock)
@@ -227,6 +239,7 @@ class Training:
     def _facts(self) -> dict[str, Any]:
         return {
             **self.state.facts(),
+            **({} if self.fp8 is None else {"fp8": self.fp8.state()}),
             "seconds": self.seconds,
             "data": self.data,
             "versions": {"ling": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -237,10 +250,13 @@ class Training:
     def _step(self) -> StepReport:
         start = time.perf_counter()
         batches = [batch.to(self.device) for batch in self.read_batches(self.state.step)]
+        if self.fp8 is not None:
+            self.fp8.begin(self.state.step)
         result = train_step(
             self.state.model, self.state.optimizer, batches, self.recipe, self.state.step, self.ranks,
             self.state.guard, self.state.frozen_biases,
         )  # fmt: skip
+        measured = None if self.fp8 is None else self.fp8.judge(self.state.step)
         self.state.step += 1
         seconds = time.perf_counter() - start
         if self.ranks is not None:
@@ -261,6 +277,7 @@ class Training:
             mfu_percent=self._utilisation(batches, result.tokens, seconds),
             balance=worst({layer: router_telemetry(c) for layer, c in result.counts.items()}),
             counts=result.counts,
+            fp8=measured,
         )
 
     def _utilisation(self, batches: Sequence[TrainBatch], tokens: int, seconds: float) -> float | None:
@@ -306,5 +323,9 @@ class Training:
 
 def _as_line(report: StepReport) -> str:
     values = asdict(report)
+    if report.fp8 is None:
+        del values["fp8"]
+    else:
+        values["fp8"] = report.fp8._asdict()
     values["counts"] = {layer: counts.tolist() for layer, counts in report.counts.items()}
     return metrics_line(values)

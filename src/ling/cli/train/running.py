@@ -62,6 +62,8 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
         torch.set_num_threads(recipe.run.threads)
     rounds = recipe.train.precision != "float32"  # which sharding does, on one rank as on many
     with join_processes(_device(recipe), as_group=rounds) as process:
+        if recipe.train.precision == "fp8" and process.world_size > 1:
+            raise ConfigError(f"train.precision fp8 is for one process, not {process.world_size}; use bfloat16")
         layout = plan_layout(recipe.parallel, recipe.model, process.world_size, recipe.train.sequence_length)
         if recipe.finetune.data or recipe.data.files:
             at_once = layout.data_parallel * recipe.train.micro_batch_size
@@ -91,7 +93,7 @@ def _run(recipe: Recipe, run: RunDirectory, process: Process, ranks: Ranks | Non
     process.wait_for_all()
     share = (ranks.data_rank, ranks.data_size) if ranks is not None else (0, 1)
     read_batches = partial(_read_batches, data, share)
-    if (peak := find_peak(process.device, recipe.train.precision)) is not None:
+    if (peak := find_peak(process.device, recipe.train.compute_dtype)) is not None:
         console.print(f"utilisation is of {peak.name}, per process")
     training = Training(
         recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks, data.fingerprint, peak
@@ -148,7 +150,7 @@ def _build(recipe: Recipe, process: Process, ranks: Ranks | None) -> CausalLM:
     """Return new weights where they are trained: the whole model, or this rank's part."""
     generator = torch.Generator().manual_seed(recipe.train.seed)
     if ranks is not None:
-        return build_model(recipe.model, ranks, generator, recipe.train.precision)
+        return build_model(recipe.model, ranks, generator, recipe.train.compute_dtype)
     return init_weights(CausalLM(recipe.model), generator).to(process.device)
 
 
