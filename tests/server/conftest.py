@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -64,8 +65,12 @@ class Live:
 
     def __init__(self, service: Service, url: str, server: Server) -> None:
         self.service, self.url, self.server = service, url, server
-        self.http = httpx.Client(base_url=url, timeout=30)
-        self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=30)
+        self.http = httpx.Client(base_url=url, timeout=30, verify=False)  # reading certificates takes a while
+
+    @cached_property
+    def client(self) -> openai.OpenAI:
+        plain = openai.DefaultHttpxClient(verify=False)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=30, http_client=plain)
 
     def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx.Response:
         return self.http.post(path, json=body)
@@ -89,7 +94,8 @@ def _serve(loop: Any, **settings: Any) -> Iterator[Live]:
         yield live
     finally:
         live.http.close()
-        live.client.close()
+        if "client" in vars(live):
+            live.client.close()
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end"
