@@ -244,6 +244,7 @@ class Engine:
             self._keep(s, hidden[: len(hidden) - len(s.drafts) + accepted])
             s.drafts = []
             delta = extend(s, chosen[: accepted + 1], logits, self.stop_ids, self.tokenizer)
+            s.num_computed = min(s.num_computed, len(s.tokens))  # the answer may end inside its drafts
         except Exception as error:
             return self._fail(s, error)
         self.stats.tokens += len(delta.token_ids)
@@ -273,10 +274,10 @@ class Engine:
     # ---- ends ----
 
     def _end(self, s: Sequence, delta: Delta) -> Delta:
-        s.finished = True
         if delta.finish_reason in ("stop", "length"):
             self.scheduler.publish(s)
         self.scheduler.remove(s)
+        s.finished = True
         answers = self._answers[s.request_id]
         answers.remove(s)
         if not answers:
