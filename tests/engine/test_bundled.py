@@ -80,3 +80,17 @@ def test_drafting_changes_no_text_and_is_mostly_accepted(llm: LLM, provenance: d
     assert measured.same_text
     recorded = provenance["measured"]["mtp_acceptance_percent"]
     assert measured.acceptance_percent == pytest.approx(recorded, abs=2)
+
+
+def test_an_answer_that_ends_anywhere_inside_its_drafts_leaves_the_engine_whole(llm: LLM) -> None:
+    """Whatever it is stopped at: drafts behind the stop were computed, accepted, and are no tokens."""
+    drafting = LLM(llm.model, llm.tokenizer, block_size=2, num_speculative_tokens=4, adaptive_drafts=False)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    (whole,) = drafting.chat(question, SamplingParams(temperature=0, max_tokens=40))
+    text = whole.outputs[0].text
+    assert drafting.stats.accepted > 4
+    for stop in dict.fromkeys(text.split()):
+        (done,) = drafting.chat(question, SamplingParams(temperature=0, max_tokens=40, stop=stop))
+        assert done.outputs[0].text == text[: text.index(stop)]
+        assert not drafting.engine.has_work
+        drafting.engine.blocks.check([])

@@ -116,19 +116,6 @@ def test_stop_texts_end_an_answer_inside_a_draft_too_and_are_left_out(count: int
     assert streamed == done.outputs[0].text
 
 
-def test_an_answer_that_ends_anywhere_inside_its_drafts_leaves_the_engine_whole() -> None:
-    """Whatever is stopped at, and wherever blocks end: a draft behind the stop was computed and is no token."""
-    engine = llm(drafting="ngram", num_speculative_tokens=4, adaptive_drafts=False, block_size=2)
-    prompt = "5 6 7 " + " ".join(map(str, tokens(llm(), ["5 6 7"], max_tokens=30)[0]))  # the text repeats itself by now
-    plain = tokens(engine, [prompt], max_tokens=30)[0]
-    assert engine.stats.accepted > 10
-    for stop in dict.fromkeys(plain):
-        for reason in ({"stop_token_ids": [stop]}, {"stop": [f"{stop} "]}):
-            (answer,) = tokens(engine, [prompt], max_tokens=30, **reason)
-            assert answer == plain[: plain.index(stop) + 1]
-            engine.engine.blocks.check([])
-
-
 def test_a_minimum_of_tokens_holds_stop_ids_back() -> None:
     plain = tokens(llm(), ["5 6 7"])[0]
     for engine in (llm(), drafting(3)):
