@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ling.ops.backend import op
 from ling.ops.precision import at_least_float32
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -69,6 +70,7 @@ def quantize_e4m3_block(w: Tensor, *, power_of_two: bool) -> tuple[Tensor, Tenso
     return _crop(_saturate(blocks / scale[:, None, :, None]), w.shape), scale
 
 
+@op(triton="ling.ops.triton.quantize_tile")
 def quantize_tile(x: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
     """Quantise activations or gradients for training, one scale per 1x128 tile of a row.
 
@@ -83,6 +85,7 @@ def quantize_tile(x: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = T
     return codes.contiguous(), 1 / encode
 
 
+@op(triton="ling.ops.triton.quantize_block")
 def quantize_training_block(w: Tensor, kind: torch.dtype = E4M3, *, power_of_two: bool = True) -> tuple[Tensor, Tensor]:
     """Quantise weights for training: the tile rule over 128x128 blocks, each matrix of a stack on its own.
 
@@ -92,6 +95,15 @@ def quantize_training_block(w: Tensor, kind: torch.dtype = E4M3, *, power_of_two
     blocks = _blocks(w)
     encode = _training_encode_scale(blocks.abs().amax((-3, -1)), w.dtype, LARGEST[kind], power_of_two)
     return _crop(_saturate(blocks * encode[..., :, None, :, None], kind), w.shape), 1 / encode
+
+
+@op(triton="ling.ops.triton.transpose_block")
+def transpose_block(codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return contiguous codes (..., K, M) and scales of the transposed matrices: exact, because blocks are square.
+
+    codes  (..., M, K), scale (..., ceil(M / 128), ceil(K / 128)) float32
+    """
+    return codes.view(torch.uint8).mT.contiguous().view(codes.dtype), scale.mT.contiguous()
 
 
 def quantize_e4m3_tile(x: Tensor) -> tuple[Tensor, Tensor]:

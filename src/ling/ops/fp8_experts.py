@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ling.ops.backend import op
 from ling.ops.fp8 import BLOCK, E4M3
 from ling.ops.fp8_linear import Fp8Rule, Watch
 from ling.ops.fp8_matmul import fp8_grouped_columns, fp8_grouped_matmul, fp8_grouped_weight_grad
@@ -26,6 +27,7 @@ ROW_MULTIPLE = 16
 """Each expert's rows begin at a multiple of this; of 128 where weight gradients are in FP8."""
 
 
+@op(triton="ling.ops.triton.fp8_experts")
 def fp8_mix_experts(
     x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor,
     rule: Fp8Rule, watch: Watch | None = None,

@@ -17,12 +17,13 @@ from ling.ops.backend import op
 from ling.ops.fp8_tensor import Fp8Tensor, bfloat16_values
 
 
+@op(triton="ling.ops.triton.fp8_matmul")
 def fp8_matmul(rows: Fp8Tensor, weight: Fp8Tensor, dtype: torch.dtype) -> Tensor:
     """Multiply rows (N, K), tiles, by a weight (M, K), blocks: (N, M) in `dtype`, rounded once."""
     return (rows.dequantize(torch.float32) @ weight.dequantize(torch.float32).T).to(dtype)
 
 
-@op(torch="ling.ops.torch.fp8_grouped_matmul")
+@op(triton="ling.ops.triton.fp8_grouped_matmul", torch="ling.ops.torch.fp8_grouped_matmul")
 def fp8_grouped_matmul(rows: Fp8Tensor, weights: Fp8Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
     """Multiply each group of rows by the weight of its expert.
 
@@ -38,7 +39,7 @@ def fp8_grouped_matmul(rows: Fp8Tensor, weights: Fp8Tensor, offsets: Tensor, dty
     return out.to(dtype)
 
 
-@op(torch="ling.ops.torch.fp8_grouped_weight_grad")
+@op(triton="ling.ops.triton.fp8_grouped_weight_grad", torch="ling.ops.torch.fp8_grouped_weight_grad")
 def fp8_grouped_weight_grad(gradients: Tensor, rows: Fp8Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
     """Return gradients[group].T @ rows[group] for each group of rows, as `fp8_weight_grad`.
 
@@ -50,7 +51,7 @@ def fp8_grouped_weight_grad(gradients: Tensor, rows: Fp8Tensor, offsets: Tensor,
     return torch.stack(parts).to(dtype)
 
 
-@op()
+@op(triton="ling.ops.triton.fp8_grouped_columns")
 def fp8_grouped_columns(gradients: Fp8Tensor, rows: Fp8Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weight gradients of `fp8_grouped_weight_grad` with both operands in FP8.
 
@@ -61,11 +62,13 @@ def fp8_grouped_columns(gradients: Fp8Tensor, rows: Fp8Tensor, offsets: Tensor, 
     return torch.stack(parts).to(dtype)
 
 
+@op(triton="ling.ops.triton.fp8_weight_grad")
 def fp8_weight_grad(gradients: Tensor, rows: Fp8Tensor, dtype: torch.dtype) -> Tensor:
     """Return gradients.T @ rows, both rounded to bfloat16 and summed in float32: (N, M), (N, K) -> (M, K)."""
     return (bfloat16_values(gradients).T @ bfloat16_values(rows)).to(dtype)
 
 
+@op(triton="ling.ops.triton.fp8_columns")
 def fp8_columns(gradients: Fp8Tensor, rows: Fp8Tensor, dtype: torch.dtype) -> Tensor:
     """Return gradients @ rows.T of columns in FP8: (M, N), (K, N) -> (M, K)."""
     return (gradients.dequantize(torch.float32) @ rows.dequantize(torch.float32).T).to(dtype)

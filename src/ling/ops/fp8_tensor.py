@@ -10,7 +10,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ling.ops.fp8 import E4M3, dequantize_e4m3_block, dequantize_e4m3_tile, quantize_tile, quantize_training_block
+from ling.ops.fp8 import (
+    E4M3,
+    dequantize_e4m3_block,
+    dequantize_e4m3_tile,
+    quantize_tile,
+    quantize_training_block,
+    transpose_block,
+)
 
 Layout = Literal["tile", "block"]
 
@@ -49,8 +56,7 @@ class Fp8Tensor:
     def transpose(self) -> "Fp8Tensor":
         """Return a contiguous transposed copy (..., K, M) of blocks, exact because they are square."""
         assert self.layout == "block", "the transpose of row tiles has tiles across its rows"
-        codes = self.codes.view(torch.uint8).mT.contiguous().view(self.codes.dtype)
-        return Fp8Tensor(codes, self.scale.mT.contiguous(), "block")
+        return Fp8Tensor(*transpose_block(self.codes, self.scale), "block")
 
     def rows(self, index: Tensor) -> "Fp8Tensor":
         """Gather rows (R, K) of tiles (M, K); index M gives a row of zeros."""

@@ -17,7 +17,7 @@ def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32, scale: floa
 def same_bytes(got: Tensor, expected: Tensor) -> None:
     assert got.shape == expected.shape, (got.shape, expected.shape)
     assert got.dtype == expected.dtype, (got.dtype, expected.dtype)
-    differ = got.contiguous().view(torch.uint8) != expected.contiguous().view(torch.uint8)
+    differ = got.flatten().view(torch.uint8) != expected.flatten().view(torch.uint8)
     assert not differ.any(), f"{int(differ.sum())} of {differ.numel()} bytes differ"
 
 

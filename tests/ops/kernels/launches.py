@@ -8,10 +8,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ling.ops.triton import norm
+from ling.ops.attention import HeadShape
+from ling.ops.fp8_tensor import Fp8Tensor
+from ling.ops.rope import Rope
+from ling.ops.triton import (
+    attention_prologue,
+    fp8_grouped_matmul,
+    fp8_matmul,
+    norm,
+    quantize_block,
+    quantize_tile,
+    rows,
+    swiglu,
+    weight_grad,
+)
 
-N, H = 4096, 2048
-BF16 = torch.bfloat16
+N, H, A, K, D = 4096, 2048, 16, 4, 128
+E, k, F = 256, 8, 512
+R = N * k
+BF16, E4M3, E5M2 = torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def bf16(*shape: int) -> Tensor:
@@ -27,10 +42,116 @@ def norm_and_codes() -> None:
     norm.rms_norm_e4m3(bf16(N, H), bf16(H), 1e-6)
 
 
+def tiles(*shape: int, kind: torch.dtype = E4M3) -> Fp8Tensor:
+    scale = torch.empty(*shape[:-1], -(-shape[-1] // 128))
+    return Fp8Tensor(torch.empty(shape, dtype=kind), scale, "tile")
+
+
+def blocks(*shape: int) -> Fp8Tensor:
+    scale = torch.empty(*shape[:-2], *(-(-size // 128) for size in shape[-2:]))
+    return Fp8Tensor(torch.empty(shape, dtype=E4M3), scale, "block")
+
+
+def offsets() -> Tensor:
+    return torch.empty(E, dtype=torch.int32)
+
+
+def heads_and_their_gradients() -> None:
+    inputs = [bf16(N, A + 2 * K, D), bf16(D), bf16(D)]
+    out = attention_prologue.forward(
+        *(x.requires_grad_() for x in inputs), HeadShape(A, K, D, 1e-6), Rope(bf16(N, 32), bf16(N, 32))
+    )
+    torch.autograd.grad(out, inputs, out)
+
+
+def swiglu_and_its_gradients() -> None:
+    swiglu.swiglu_backward(swiglu.swiglu(bf16(R, 2 * F)), bf16(R, 2 * F))
+
+
+def weighted_swiglu_and_its_gradients() -> None:
+    swiglu.swiglu(bf16(R, 2 * F), torch.empty(R))
+    swiglu.swiglu_backward(bf16(R, F), bf16(R, 2 * F), torch.empty(R))
+
+
+def swiglu_in_fp8() -> None:
+    swiglu.swiglu_fp8(bf16(R, 2 * F), torch.empty(R))
+    swiglu.swiglu_backward_fp8(bf16(R, F), bf16(R, 2 * F), torch.empty(R))
+
+
+def tiles_of_rows() -> None:
+    quantize_tile.forward(bf16(N, H))
+
+
+def tiles_of_rows_in_other_formats() -> None:
+    quantize_tile.forward(bf16(N, H), power_of_two=False)
+    quantize_tile.forward(bf16(N, H), E5M2)
+    quantize_tile.forward(torch.empty(R, F))
+
+
+def blocks_of_experts() -> None:
+    quantize_block.forward(bf16(E, 2 * F, H))
+    quantize_block.transpose(quantize_block.quantize_both_ways(bf16(E, H, F))[0])
+
+
+def blocks_in_float32() -> None:
+    quantize_block.forward(torch.empty(H, H), power_of_two=False)
+
+
+def fp8_product() -> None:
+    fp8_matmul.forward(tiles(N, H), blocks(3072, H), BF16)
+
+
+def fp8_products_of_experts() -> None:
+    fp8_grouped_matmul.forward(tiles(R, H), blocks(E, 2 * F, H), offsets(), BF16)
+
+
+def fp8_products_of_other_shapes() -> None:
+    fp8_grouped_matmul.forward(tiles(R, F), blocks(E, H, F), offsets(), BF16)
+    fp8_grouped_matmul.forward(tiles(R, H, kind=E5M2), blocks(E, F, H), offsets(), BF16)
+    fp8_grouped_matmul.forward(tiles(256, H), blocks(E, 2 * F, H), offsets(), BF16)
+
+
+def rows_of_experts_and_back() -> None:
+    order = rows.order_pairs(torch.empty(N, k, dtype=torch.int64), torch.empty(E, dtype=torch.int64), 16)
+    rows.gather(bf16(N, H), order, k)
+    rows.gather_fp8(tiles(N, H), order, k)
+    rows.combine(bf16(R, H), order, k, torch.empty(N, k), BF16)
+
+
+def sums_without_weights() -> None:
+    order = rows.order_pairs(torch.empty(N, k, dtype=torch.int64), torch.empty(E, dtype=torch.int64), 1)
+    rows.combine(bf16(R, H), order, k, None, BF16)
+
+
+def weight_gradients() -> None:
+    weight_grad.of_rows(bf16(R, 2 * F), tiles(R, H), offsets(), BF16)
+
+
+def weight_gradients_of_other_kinds() -> None:
+    weight_grad.of_rows(bf16(N, H), tiles(N, H), None, torch.float32)
+    weight_grad.of_columns(tiles(2 * F, R), tiles(H, R), offsets(), BF16)
+    weight_grad.of_columns(tiles(H, N, kind=E5M2), tiles(H, N), None, BF16)
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     f.__name__: f
     for f in (
         norm_forward_and_backward,
         norm_and_codes,
+        heads_and_their_gradients,
+        swiglu_and_its_gradients,
+        weighted_swiglu_and_its_gradients,
+        swiglu_in_fp8,
+        tiles_of_rows,
+        tiles_of_rows_in_other_formats,
+        blocks_of_experts,
+        blocks_in_float32,
+        fp8_product,
+        fp8_products_of_experts,
+        fp8_products_of_other_shapes,
+        rows_of_experts_and_back,
+        sums_without_weights,
+        weight_gradients,
+        weight_gradients_of_other_kinds,
     )
 }

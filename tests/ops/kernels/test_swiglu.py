@@ -6,9 +6,10 @@ from tests.ops.kernels.comparing import draw, same_bytes, tolerance
 from torch import Tensor
 
 from ling.ops import mlp
-from ling.ops.fp8 import quantize_e4m3_tile
-from ling.ops.triton.swiglu import swiglu, swiglu_backward, swiglu_e4m3
-from ling.testing.tolerances import assert_close
+from ling.ops.fp8 import E4M3, E5M2
+from ling.ops.fp8_tensor import Fp8Tensor
+from ling.ops.triton.swiglu import swiglu, swiglu_backward, swiglu_backward_fp8, swiglu_fp8
+from ling.testing.tolerances import Tolerance, assert_close
 
 
 def reference(gate_up: Tensor, mix: Tensor | None) -> Tensor:
@@ -34,14 +35,21 @@ def test_products_and_gradients_agree_with_the_reference(R: int, F: int, dtype: 
         assert (got != reference(gate_up, None)).float().mean() < 0.01  # both roundings of the published order
 
 
+@pytest.mark.parametrize(("kind", "power_of_two"), [(E4M3, True), (E5M2, False)])
 @pytest.mark.parametrize("F", [128, 384, 200])
-def test_codes_are_those_of_the_product_and_of_its_gradient(F: int) -> None:
+def test_codes_are_those_of_the_product_and_of_its_gradient(F: int, kind: torch.dtype, power_of_two: bool) -> None:
     gate_up, mix = draw(0, 5, 2 * F, dtype=torch.bfloat16, scale=20), draw(1, 5).abs()
     mix[2] = 0  # a row of padding
-    product, found = swiglu_e4m3(gate_up, mix)
-    for got, expected in zip(found, quantize_e4m3_tile(product), strict=True):
-        same_bytes(got, expected)
+    found = swiglu_fp8(gate_up, mix, power_of_two=power_of_two)
+    exact = reference(gate_up.float(), mix)
+    expected = Fp8Tensor.of_tiles(exact, power_of_two=power_of_two)
+    assert (found.codes.view(torch.uint8) != expected.codes.view(torch.uint8)).float().mean() < 0.002  # exp's last bit
+    assert_close(found.dequantize(torch.float32), exact, Tolerance(0, 2**-4, "half an E4M3 step"))
     if F % 128 == 0:
-        dgate_up, _, found = swiglu_backward(draw(2, 5, F, dtype=torch.bfloat16), gate_up, mix, quantize=True)
-        for got, expected in zip(found, quantize_e4m3_tile(dgate_up), strict=True):
-            same_bytes(got, expected)
+        dproduct = draw(2, 5, F, dtype=torch.bfloat16)
+        dgate_up, dmix, found = swiglu_backward_fp8(dproduct, gate_up, mix, kind, power_of_two=power_of_two)
+        expected = Fp8Tensor.of_tiles(dgate_up, kind, power_of_two=power_of_two)
+        same_bytes(found.codes, expected.codes)
+        same_bytes(found.scale, expected.scale)
+        for got, plain in zip((dgate_up, dmix), swiglu_backward(dproduct, gate_up, mix), strict=True):
+            assert torch.equal(got, plain)

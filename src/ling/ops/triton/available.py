@@ -10,6 +10,7 @@ interpreting = False
 """Whether kernels run in Triton's interpreter, on CPU tensors. Only `ling.testing.triton_interpreter` sets it."""
 
 FLOATS = (torch.bfloat16, torch.float32)
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def refuse(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) -> str | None:

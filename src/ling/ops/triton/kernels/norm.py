@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ling.ops.triton.kernels.e4m3 import quantize_tiles
+from ling.ops.triton.kernels.fp8 import quantize_tiles
 
 # Grid: one program per ROWS rows forward; as many programs as dweight has partial sums backward, each over every
 # so-many-th group of ROWS rows. Sums in float32. Largest row: 16384 (all of it is in registers).
