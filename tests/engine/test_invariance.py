@@ -1,6 +1,7 @@
 """`batch_invariant`: a request's tokens and log-probabilities are the same bits whatever else happens."""
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
 from ling.errors import ConfigError
 from ling.ops.backend import use_backend
+from ling.ops.cpu import library
 from ling.ops.moe import mix_experts
 from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention
 from ling.ops.ragged import Ragged
@@ -47,8 +49,17 @@ def bits(engine: LLM, chosen: list[int]) -> list[tuple]:
 ASKED = [0, 1, 2, 7, 20, 31]
 
 
+@pytest.fixture(scope="module", params=["kernels", "padding"], autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How the promise is kept: by kernels with one order of operations, or by padding a library's products."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "padding":
+            patch.setattr(library, "library", lambda: None)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def alone() -> list[tuple]:
+def alone(way: str) -> list[tuple]:
     engine = llm(enable_prefix_caching=False)
     return [bits(engine, [i])[0] for i in ASKED]
 
@@ -65,8 +76,9 @@ def alone() -> list[tuple]:
     ],
     ids=["batch of 32", "chunks", "preemption", "drafts", "drafts and preemption", "drafts from the text"],
 )
-def test_the_bits_of_a_request_do_not_depend_on_anything_else(alone: list[tuple], options: dict) -> None:
+def test_the_bits_of_a_request_do_not_depend_on_anything_else(alone: list[tuple], options: dict, way: str) -> None:
     engine = llm(**options)
+    assert engine.engine.runner.pads == (way == "padding")
     together = bits(engine, list(range(32)))
     assert [together[i] for i in ASKED] == alone
     if "num_blocks" in options:
@@ -82,11 +94,14 @@ def test_the_promise_is_worth_making() -> None:
     assert bits(plain, list(range(32)))[31] != bits(llm(batch_invariant=False), [31])[0]
 
 
-def test_a_machine_whose_products_depend_on_the_batch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_whose_products_depend_on_the_batch_is_refused(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def uneven(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x @ weight.T + 1e-6 * (len(x) > 64)
 
     monkeypatch.setattr(invariance, "linear", uneven)
+    if way == "kernels":
+        _ = llm().engine  # nothing there is a library's
+        return
     with pytest.raises(ConfigError, match=r"batch invariance does not hold on this machine with \d+ thread"):
         _ = llm().engine
 

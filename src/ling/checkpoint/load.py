@@ -10,14 +10,17 @@ from torch import Tensor
 
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
+from ling.checkpoint.packing import Weights, pack, packed_format
 from ling.checkpoint.source import StoredTensor, TensorSource, quoted, read_json
 from ling.config import ModelConfig, read_published
 from ling.config.fields import shown
-from ling.errors import CheckpointError
+from ling.errors import CheckpointError, ConfigError
 from ling.model import CausalLM
 from ling.model.linear import Linear
 from ling.model.moe import Experts
+from ling.model.packed import SCALES_SUFFIX
 from ling.ops.fp8 import dequantize_e4m3_block, has_nan
+from ling.ops.packed import quantize
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     fp8: Fp8Mode = "dequantize",
+    weights: Weights | None = None,
     mtp: bool = True,
     overrides: Mapping[str, Any] | None = None,
 ) -> CausalLM:
@@ -48,6 +52,7 @@ def load_model(
 
     dtype  of parameters; None: as published. Router weights and expert biases are float32 always
     fp8    what happens to block-quantised weights: turned into values, or kept as codes and scales
+    weights  packed formats that matrices are quantised to; the embedding stays a table, as published
     mtp    False leaves MTP layers out
     overrides  keys laid over config.json
     Raises CheckpointError that names the tensor and the file: missing, unexpected, misshapen, non-finite.
@@ -63,10 +68,14 @@ def load_model(
     with torch.device("meta"):
         model = CausalLM(config).to(dtype or getattr(torch, config.torch_dtype))
     if fp8 == "keep":
+        if weights is not None:
+            raise ConfigError("weights are kept in FP8 or packed, not both; leave fp8='keep' out")
         _make_room_for_codes(model, source, pieces)
+    if weights is not None:
+        pack(model, weights)
     model.to_empty(device=device)
     fill(model, source, pieces)
-    return model.requires_grad_(fp8 != "keep")
+    return model.requires_grad_(fp8 != "keep" and weights is None)
 
 
 class PieceReader:
@@ -116,7 +125,12 @@ def fill(model: CausalLM, source: TensorSource, pieces: list[Piece]) -> None:
         if scale is not None:
             values = dequantize_e4m3_block(values, scale, torch.float32)
         check_finite(values, f"tensor {piece.key} in {stored.file.name}")
-        piece.part_of(place).copy_(values)
+        if (format := packed_format(model, piece)) is None:
+            piece.part_of(place).copy_(values)
+            continue
+        quantized = quantize(values, format)
+        piece.part_of_tiles(place).copy_(quantized.codes)
+        piece.part_of_tiles(state[piece.parameter + SCALES_SUFFIX]).copy_(quantized.scales)
 
 
 def _read_pieces(

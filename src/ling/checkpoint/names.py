@@ -15,6 +15,7 @@ from torch import Tensor
 from ling.config import ModelConfig
 from ling.errors import CheckpointError
 from ling.ops.fp8 import num_blocks
+from ling.ops.packed import num_tiles
 
 SCALE_SUFFIX = "_scale_inv"
 _MOST_TENSORS = 500_000
@@ -66,6 +67,18 @@ class Piece:
             return None
         start = num_blocks(self.rows[1] - self.rows[0]) if self.rows[0] else 0
         return start, start + self.scale_shape[0]
+
+    @property
+    def tiles(self) -> tuple[int, int] | None:
+        """Range of the tiles of a packed weight: gate and up begin with a tile each."""
+        if self.rows is None:
+            return None
+        count = num_tiles(self.shape[0])
+        return (count, 2 * count) if self.rows[0] else (0, count)
+
+    def part_of_tiles(self, packed: Tensor) -> Tensor:
+        """Return the view of a packed weight's codes or scales that this piece fills."""
+        return _view(packed, self.expert, self.tiles)
 
     def part_of(self, parameter: Tensor) -> Tensor:
         """Return the view of the model tensor that this piece fills."""

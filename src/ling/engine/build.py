@@ -11,9 +11,12 @@ from ling.checkpoint import load_model
 from ling.config.engine import EngineConfig
 from ling.engine.core import Engine
 from ling.engine.invariance import probe
+from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.linear import Linear
 from ling.model.moe import Experts
+from ling.ops.cpu.library import library
+from ling.ops.packed import PACKED_FORMATS, check_format
 from ling.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -24,42 +27,57 @@ def open_engine(
     config: EngineConfig | None = None,
     *,
     dtype: torch.dtype | None = None,
-    fp8: Literal["dequantize", "keep"] = "dequantize",
+    quantization: str | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> Engine:
     """Load a checkpoint directory with its tokenizer and build an engine over it, as `load` and `build`."""
-    model, tokenizer = load(directory, dtype=dtype, fp8=fp8, hf_overrides=hf_overrides, device=device)
+    model, tokenizer = load(directory, dtype=dtype, quantization=quantization, hf_overrides=hf_overrides, device=device)
     return build(model, tokenizer, config)
+
+
+QUANTIZATIONS = ("fp8", *PACKED_FORMATS)
+
+
+def check_quantization(option: str, name: str | None) -> None:
+    """Raise ConfigError if `option` names a quantization that is not known."""
+    if name not in (None, *QUANTIZATIONS):
+        raise ConfigError(f"{option} must be {', '.join(QUANTIZATIONS)} or left out, got {name}")
 
 
 def load(
     directory: Path | str,
     *,
     dtype: torch.dtype | None = None,
-    fp8: Literal["dequantize", "keep"] = "dequantize",
+    quantization: str | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> tuple[CausalLM, Tokenizer]:
     """Load a checkpoint.
 
     dtype         that weights are held and computed in; None: float32 on a CPU, elsewhere as published
-    fp8           block-quantised weights become values, or stay codes that become values at each use
+    quantization  fp8: block-quantised weights stay codes that become values at each use; int8, int4: matrices are
+                  packed as they are read; None: values
     hf_overrides  keys laid over config.json, such as rope_scaling
     """
+    check_quantization("quantization", quantization)
     directory = Path(directory)
     on_cpu = torch.device(device).type == "cpu"
+    if quantization in PACKED_FORMATS and not on_cpu:
+        raise ConfigError(f"{quantization} weights are for CPUs; on {device} use fp8, or leave quantization out")
     if on_cpu and dtype in (torch.bfloat16, torch.float16):
         logger.warning("%s is slower than float32 on most CPUs; nothing is lost in float32", str(dtype)[6:])
     wanted = dtype or (torch.float32 if on_cpu else None)
-    model = load_model(directory, dtype=wanted, device=device, fp8=fp8, overrides=hf_overrides)
+    kept: Literal["keep", "dequantize"] = "keep" if quantization == "fp8" else "dequantize"
+    weights = check_format(quantization) if quantization in PACKED_FORMATS else None
+    model = load_model(directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=hf_overrides)
     return model.requires_grad_(False), Tokenizer.from_directory(directory)
 
 
 def build(model: CausalLM, tokenizer: Tokenizer, config: EngineConfig | None = None) -> Engine:
     """Build an engine; one that promises batch invariance is probed first. Raises ConfigError where it cannot hold."""
     engine = Engine(model, tokenizer, config)
-    if engine.config.batch_invariant:
+    if engine.runner.pads:
         probe(engine.runner)
     return engine
 
@@ -76,6 +94,7 @@ def describe(engine: Engine) -> list[str]:
         how = "chosen each step" if config.adaptive_drafts else "always"
         drafting = f"{engine.drafting}, up to {config.num_speculative_tokens} tokens, {how}"
     held = "fp8 with a scale per token and head" if config.kv_cache_dtype == "fp8" else str(sizes.dtype)[6:]
+    invariance = "off" if not config.batch_invariant else "on, by padding, probed" if engine.runner.pads else "on"
     return [
         f"weights: {_weight_format(engine.model)}, computed in {str(sizes.dtype)[6:]} on {sizes.device}, "
         f"{torch.get_num_threads()} thread(s)",
@@ -87,11 +106,16 @@ def describe(engine: Engine) -> list[str]:
         f"prefix caching {'on' if config.enable_prefix_caching else 'off'}",
         f"limits: {config.max_num_seqs} answers at once, {sizes.max_num_batched_tokens} tokens per step, "
         f"{config.max_num_queued} waiting requests",
-        f"batch invariance: {'on, probed' if config.batch_invariant else 'off'}",
+        f"batch invariance: {invariance}",
     ]
 
 
 def _weight_format(model: CausalLM) -> str:
+    packed = {m.packed.format for m in model.modules() if isinstance(m, Linear) and m.packed is not None}
+    packed |= {m.packed[0].format for m in model.modules() if isinstance(m, Experts) and m.packed is not None}
+    if packed:
+        kernels = library()
+        return f"{' and '.join(sorted(packed))}, {'torch alone' if kernels is None else f'{kernels.level} kernels'}"
     kept = any(isinstance(m, Linear) and m.weight_scale_inv is not None for m in model.modules())
     kept |= any(isinstance(m, Experts) and m.gate_up_proj_scale_inv is not None for m in model.modules())
     return "fp8 blocks" if kept else str(model.model.word_embeddings.weight.dtype)[6:]

@@ -176,8 +176,10 @@ def _describe(cache: PagedCache, parts: list[Part]) -> Group:
     lists = [list(p.blocks[: -(-h // size)]) for p, h in zip(parts, held)]
     tables = torch.tensor([blocks + [spare] * (width - len(blocks)) for blocks in lists], device=device)
 
+    spans = torch.tensor([(p.num_new, h, p.first) for p, h in zip(parts, held)], device=device)
+
     def see() -> Tensor:
-        new, all_held, first = torch.tensor([rows.lengths, held, [p.first for p in parts]], device=device)
+        new, all_held, first = spans.unbind(1)
         visible = visible_keys(new, all_held, rows.longest, width * size)
         if any(p.first for p in parts):
             visible &= (torch.arange(width * size, device=device) >= first[:, None])[:, None]
@@ -186,4 +188,4 @@ def _describe(cache: PagedCache, parts: list[Part]) -> Group:
     only = lists[0] if len(parts) == 1 else None
     run = only[0] if only is not None and only == list(range(only[0], only[0] + width)) else None
     num_visible = held[0] if only is not None and rows.total == 1 and not parts[0].first else 0
-    return Group(rows, HeldBlocks(tables, see, run=run, num_visible=num_visible))
+    return Group(rows, HeldBlocks(tables, see, run=run, num_visible=num_visible, spans=spans))

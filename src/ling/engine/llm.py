@@ -16,7 +16,7 @@ import torch
 
 from ling.checkpoint.hub import resolve_checkpoint
 from ling.config.engine import EngineConfig
-from ling.engine.build import build, load
+from ling.engine.build import build, check_quantization, load
 from ling.engine.core import Engine
 from ling.engine.grammar import Grammar, GrammarCompiler
 from ling.engine.request import CompletionOutput, Delta, RequestOutput, SamplingParams
@@ -42,7 +42,8 @@ class LLM:
 
     model      a checkpoint directory or a hub's name; or a model, with its tokenizer
     dtype      what weights are held and computed in; auto: float32 on a CPU, elsewhere as published
-    quantization  "fp8" keeps block-quantised weights as codes; None: they become values when loaded
+    quantization  "fp8" keeps block-quantised weights as codes, "int8" and "int4" pack every matrix as it is read;
+               None: values
     options    fields of `EngineConfig`
     """
 
@@ -73,15 +74,14 @@ class LLM:
                 raise ConfigError("a model needs its tokenizer: LLM(model, tokenizer)")
             self.model, self.tokenizer = model, tokenizer
         else:
-            if quantization not in (None, "fp8"):
-                raise ConfigError(f"quantization must be fp8 or left out, got {quantization}")
+            check_quantization("quantization", quantization)
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
             directory = resolve_checkpoint(Path(model))
             self.model, self.tokenizer = load(
                 directory,
                 dtype=_dtype(dtype),
-                fp8="keep" if quantization else "dequantize",
+                quantization=quantization,
                 hf_overrides=hf_overrides,
                 device=device,
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ling.engine.cache import PagedCache, Part, lay_out
+from ling.errors import BackendError
 from ling.model import CausalLM
 from ling.ops.backend import use_backend
 from ling.ops.invariant import ROWS
@@ -26,7 +27,8 @@ class Runner:
     """The model beside its cache.
 
     longest    positions that can occur
-    invariant  results for a row do not depend on the other rows
+    invariant  results for a row do not depend on the other rows: by kernels that compute each element in one order
+               where the whole model goes through them, otherwise by padding rows to fixed multiples
     """
 
     def __init__(self, model: CausalLM, cache: PagedCache, longest: int, *, invariant: bool = False) -> None:
@@ -34,8 +36,16 @@ class Runner:
         self.cache = cache
         self.device = cache.device
         self.invariant = invariant
-        self._multiple = ROWS if invariant else 1
+        self._backend: str | None = None
+        self._multiple = 1
         self._rotations = RopeTable(model.config, longest, cache.dtype, cache.device)
+        if invariant and not self._runs_through("cpu"):
+            self._backend, self._multiple = "invariant", ROWS
+
+    @property
+    def pads(self) -> bool:
+        """Whether rows are padded, so that what is promised depends on a library's products."""
+        return self._multiple > 1
 
     @torch.inference_mode()
     def forward(self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]]) -> tuple[list[Tensor], bool]:
@@ -71,8 +81,22 @@ class Runner:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N, V) float32."""
         padding = -len(hidden) % self._multiple
-        logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
+        with self._prepared():
+            logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
         return logits[: len(hidden)] if padding else logits
+
+    def _runs_through(self, backend: str) -> bool:
+        """Whether every op of the model that has such a back end can use it; from now on it does, if so."""
+        self._backend = backend
+        somewhere = [Part([self.cache.spare_slot // self.cache.block_size], 0, 1)]
+        try:
+            (hidden,), _ = self.forward(somewhere, [[0]])
+            self.logits(hidden)
+            if self.model.config.num_nextn_predict_layers:
+                self.draft(somewhere, [[0]], [hidden])
+        except BackendError:
+            return False
+        return True
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
@@ -80,7 +104,7 @@ class Runner:
         network = self.model.model
         before, network.rotate = network.rotate, self._rotations
         try:
-            with use_backend("invariant") if self.invariant else nullcontext():
+            with nullcontext() if self._backend is None else use_backend(self._backend):
                 yield
         finally:
             network.rotate = before

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from ling.config import ModelConfig
 from ling.model.mlp import MLP
+from ling.model.packed import PackedPlace
 from ling.model.pinned import PinnedDtype
 from ling.ops.fp8 import Fp8BlockWeight, num_blocks
 from ling.ops.linear import Weight
 from ling.ops.moe import MixExperts, MoeWeights, moe_layer
+from ling.ops.packed import PackedFormat
 from ling.ops.router import RouterRule, Routing
 
 T = TypeVar("T")
@@ -49,6 +51,7 @@ class Experts(PinnedDtype):
         self.down_proj_scale_inv: Tensor | None
         self.register_buffer("gate_up_proj_scale_inv", None)
         self.register_buffer("down_proj_scale_inv", None)
+        self.packed: tuple[PackedPlace, PackedPlace] | None = None
 
     def forward(self, use: Callable[[Tensor, Weight, Weight], T], x: Tensor) -> T:
         """Call `use` with x, gate_up and down as ops take them.
@@ -60,6 +63,8 @@ class Experts(PinnedDtype):
 
     def quantities(self) -> tuple[Weight, Weight]:
         """Return gate_up and down as ops take them."""
+        if self.packed is not None:
+            return self.packed[0].weight(self), self.packed[1].weight(self)
         if self.gate_up_proj_scale_inv is None or self.down_proj_scale_inv is None:
             return self.gate_up_proj, self.down_proj
         F, H = self.down_proj.shape[2], self.down_proj.shape[1]
@@ -78,6 +83,15 @@ class Experts(PinnedDtype):
             setattr(self, name, nn.Parameter(codes, requires_grad=False))
         self.gate_up_proj_scale_inv = torch.empty(E, 2 * num_blocks(F), num_blocks(H), device=device)
         self.down_proj_scale_inv = torch.empty(E, num_blocks(H), num_blocks(F), device=device)
+
+    def keep_packed(self, format: PackedFormat) -> None:
+        """Make room for packed codes and scales in place of the values; gate and up begin with a tile each."""
+        self.pinned = True
+        H, F = self.down_proj.shape[1:]
+        self.packed = (
+            PackedPlace(self, "gate_up_proj", format, (F, F)),
+            PackedPlace(self, "down_proj", format, (H,)),
+        )
 
 
 class SparseMoe(nn.Module):

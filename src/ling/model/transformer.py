@@ -49,6 +49,8 @@ class Transformer(nn.Module):
         """Gives (N, H) for tokens (N,) where layers before these run elsewhere; None: the embedding does."""
         self.rotate: Callable[[Tensor, ModelConfig, torch.dtype], Rope] = rope_table
         """Gives the rotation of positions; replaced where they are looked up."""
+        self.stream_dtype: torch.dtype | None = None
+        """What the embedding's rows become; None: they stay as they are."""
 
     def forward(
         self,
@@ -64,7 +66,7 @@ class Transformer(nn.Module):
         embeddings  (N, H) in place of those of `tokens`
         run         calls a block with its arguments; one that recomputes instead of keeping activations, say
         """
-        x = (self.before or self.word_embeddings)(tokens) if embeddings is None else embeddings
+        x = (self.before or self.embed)(tokens) if embeddings is None else embeddings
         rope = self.rotate(positions, self.config, x.dtype)
         routings: dict[int, Routing] = {}
         for i, block in enumerate(self.layers[: self.config.num_hidden_layers]):
@@ -77,9 +79,14 @@ class Transformer(nn.Module):
             below = mtp_hidden[-1] if mtp_hidden else hidden
             layer = self.config.num_hidden_layers + depth
             predict = self.mtp_block(depth).predict
-            out, routings[layer] = run(predict, self.word_embeddings(ahead), below, rope, batch)
+            out, routings[layer] = run(predict, self.embed(ahead), below, rope, batch)
             mtp_hidden.append(out)
         return ModelOutput(hidden, mtp_hidden, routings)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return (N, H) for tokens (N,)."""
+        rows: Tensor = self.word_embeddings(tokens)
+        return rows if self.stream_dtype is None else rows.to(self.stream_dtype)
 
     def mtp_block(self, depth: int) -> MtpBlock:
         """Return the MTP layer of `depth`, counted from 0."""
@@ -107,8 +114,11 @@ class CausalLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, H)."""
-        return self.model.word_embeddings.weight if self.lm_head is None else self.lm_head.weight
+        """(V, H) in values; a head that is kept quantised is unpacked for it."""
+        if self.lm_head is None:
+            return self.model.word_embeddings.weight
+        weight = self.lm_head.quantity()
+        return weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
 
     def forward(
         self, tokens: Tensor, positions: Tensor, batch: AttentionBatch, *, run: Callable[..., Any] = _run
@@ -125,7 +135,8 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the head's logits in float32: (..., H) -> (..., V)."""
-        return at_least_float32(linear(hidden, self.head_weight))
+        head = self.head_weight if self.lm_head is None else self.lm_head.quantity()
+        return at_least_float32(linear(hidden, head))
 
     def draft(self, depth: int, ahead: Tensor, hidden: Tensor, positions: Tensor, batch: AttentionBatch) -> Tensor:
         """Run one MTP layer on its own, for speculation.
@@ -135,5 +146,5 @@ class CausalLM(nn.Module):
         return  (N, H)  input of the head
         """
         rope = self.model.rotate(positions, self.config, hidden.dtype)
-        embedding = self.model.word_embeddings(ahead)
+        embedding = self.model.embed(ahead)
         return self.model.mtp_block(depth).predict(embedding, hidden, rope, batch)[0]

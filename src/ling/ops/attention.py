@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ling.ops.backend import op
+from ling.ops.backend import coarse_op, op
 from ling.ops.linear import Projection, Weight, linear
 from ling.ops.norm import rms_norm
 from ling.ops.precision import at_least_float32
@@ -40,6 +40,7 @@ class HeadShape(NamedTuple):
     eps: float
 
 
+@coarse_op(cpu="ling.ops.cpu.attention")
 def attention_step(x: Tensor, weights: AttentionWeights, heads: HeadShape, rope: Rope, attend: Attend) -> Tensor:
     """Project, normalise, rotate, attend, project back.
 

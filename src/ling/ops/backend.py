@@ -4,10 +4,11 @@ Each public op is a function whose body is the reference. Twins with the same si
 
     forward(...)   the same result, faster on some device
     why_not(...)   None, or the reason why this call cannot take this path
+    rather_not(...)  where it is defined: None, or the reason why another path is faster although this one could
 
-The first twin that can run is taken, otherwise the reference; the choice is logged once. `use_backend("reference")`
-forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of that name keep their
-usual choice, so one name can be forced over a whole model. The back end `invariant` is never chosen, only forced: its
+The first twin that can run, and would, is taken, otherwise the reference; the choice is logged once.
+`use_backend("reference")` forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of
+that name keep their usual choice, so one name can be forced over a whole model. The back end `invariant` is never chosen, only forced: its
 results do not depend on what else is in the batch, which costs speed.
 
 Twins are imported where the op is defined, never inside a call, so that compiled graphs trace through the choice.
@@ -51,6 +52,18 @@ def use_backend(name: str) -> Iterator[None]:
 
 def op(**twins: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Make a reference function choose among `twins` (back end name -> module), first named first tried."""
+    return _op(twins, coarse=False)
+
+
+def coarse_op(**twins: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a composition of finer ops choose among `twins`.
+
+    Where a back end is forced that it lacks, the composition runs, so that its parts obey.
+    """
+    return _op(twins, coarse=True)
+
+
+def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
     def decorate(reference: Callable[P, T]) -> Callable[P, T]:
         name = reference.__name__
@@ -66,12 +79,18 @@ def op(**twins: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
         chosen_unasked = {backend: module for backend, module in modules.items() if backend != _ONLY_FORCED}
 
+        reluctant = [module for module in chosen_unasked.values() if hasattr(module, "rather_not")]
+
         @wraps(reference)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             if _forced is not None and (_forced == "reference" or _forced in twins):
                 return _run_forced(_forced, args, kwargs)
+            if _forced is not None and coarse:
+                return reference(*args, **kwargs)
             for backend, module in chosen_unasked.items():
                 reason = module.why_not(*args, **kwargs)
+                if reason is None and module in reluctant:
+                    reason = module.rather_not(*args, **kwargs)
                 if reason is None:
                     return cast(T, module.forward(*args, **kwargs))
                 log_once(logger, f"{name}: not {backend}: {reason}", logging.DEBUG)

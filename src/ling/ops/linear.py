@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ling.ops.backend import op
 from ling.ops.fp8 import Fp8BlockWeight
+from ling.ops.packed import PackedWeight
 
-Weight = Tensor | Fp8BlockWeight
+Weight = Tensor | Fp8BlockWeight | PackedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Projection:
     apply: Callable[[Tensor], Tensor]
 
 
+@op(cpu="ling.ops.cpu.linear")
 def linear(x: Tensor, weight: Weight | Projection, bias: Tensor | None = None) -> Tensor:
     """Multiply rows by a weight.
 
@@ -48,11 +50,17 @@ def grouped_linear(rows: Tensor, weights: Weight, offsets: Tensor) -> Tensor:
     offsets  (E,)  int32; expert e has rows offsets[e - 1] up to offsets[e]; offsets[-1] == R
     return   (R, M)
     """
-    values = _values(weights, rows.dtype)
+    values = weights if isinstance(weights, PackedWeight) else _values(weights, rows.dtype)
     ends = [0, *offsets.tolist()]
-    parts = [rows[a:b] @ values[e].T for e, (a, b) in enumerate(pairwise(ends)) if a < b]
-    return torch.cat(parts or [rows @ values[0].T])  # without rows: (0, M), whose gradients are there, and zero
+    parts = [rows[a:b] @ _expert(values, e, rows.dtype).T for e, (a, b) in enumerate(pairwise(ends)) if a < b]
+    # Without rows: (0, M), whose gradients are there, and zero.
+    return torch.cat(parts or [rows @ _expert(values, 0, rows.dtype).T])
 
 
 def _values(weight: Weight, dtype: torch.dtype) -> Tensor:
-    return weight.dequantize(dtype) if isinstance(weight, Fp8BlockWeight) else weight
+    return weight if isinstance(weight, Tensor) else weight.dequantize(dtype)
+
+
+def _expert(weights: Tensor | PackedWeight, index: int, dtype: torch.dtype) -> Tensor:
+    """Return one expert's values; of packed weights only those that are used are ever unpacked."""
+    return weights[index] if isinstance(weights, Tensor) else weights.expert(index).dequantize(dtype)

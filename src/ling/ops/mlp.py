@@ -12,7 +12,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-@op(torch="ling.ops.torch.mlp")
+@op(cpu="ling.ops.cpu.mlp", torch="ling.ops.torch.mlp")
 def swiglu_mlp(
     x: Tensor, gate_proj: Weight | Projection, up_proj: Weight | Projection, down_proj: Weight | Projection
 ) -> Tensor:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ling.ops.backend import op
+from ling.ops.backend import coarse_op, op
 from ling.ops.linear import Projection, Weight, grouped_linear
 from ling.ops.mlp import swiglu, swiglu_mlp
 from ling.ops.precision import at_least_float32
@@ -35,6 +35,7 @@ class MoeWeights(NamedTuple):
     """gate, up and down of the shared expert."""
 
 
+@coarse_op(cpu="ling.ops.cpu.moe")
 def moe_layer(
     x: Tensor, weights: MoeWeights, rule: RouterRule, mix: MixExperts | None = None
 ) -> tuple[Tensor, Routing]:

@@ -30,14 +30,23 @@ class HeldBlocks:
     see          makes `visible`: (B, n, T * P) bool, n the most new rows of a sequence
     run          the first block, where there is one sequence whose blocks lie side by side
     num_visible  where one row of one sequence sees just the first so many tokens, their number: no mask is needed
+    spans        of each sequence the new rows, the tokens held, the first one that is seen: (B, 3) int64. Row i sees
+                 that one up to its own, held - new + i; None: some other mask
     """
 
     def __init__(
-        self, tables: Tensor, see: Callable[[], Tensor], *, run: int | None = None, num_visible: int = 0
+        self,
+        tables: Tensor,
+        see: Callable[[], Tensor],
+        *,
+        run: int | None = None,
+        num_visible: int = 0,
+        spans: Tensor | None = None,
     ) -> None:
         self.tables = tables
         self.run = run
         self.num_visible = num_visible
+        self.spans = spans
         self._see = see
 
     @cached_property
@@ -46,7 +55,11 @@ class HeldBlocks:
         return self._see()
 
 
-@op(torch="ling.ops.torch.paged_attention", invariant="ling.ops.invariant.paged_attention")
+@op(
+    cpu="ling.ops.cpu.paged_attention",
+    torch="ling.ops.torch.paged_attention",
+    invariant="ling.ops.invariant.paged_attention",
+)
 def paged_attention(q: Tensor, store: BlockStore, rows: Ragged, held: HeldBlocks) -> Tensor:
     """Attend from the newest tokens of B sequences, whose keys and values the store already holds.
 

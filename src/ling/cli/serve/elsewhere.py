@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from ling.cli.serve.flags import all_flags
 from ling.cli.serve.translate import drafting, origins
+from ling.engine.build import check_quantization
 from ling.errors import ConfigError
 
 _PROGRAMS = {"vllm": "vLLM", "sglang": "SGLang"}
@@ -85,8 +86,9 @@ def translated(program: str, options: Any) -> list[str]:
         if theirs is None:
             raise ConfigError(f"{flag.spellings[0]} is for ling's own engine; {_PROGRAMS[program]} has no such flag")
         flags += [theirs, str(value)]
+    check_quantization("--quantization", options.quantization)
     if options.quantization not in (None, "fp8"):
-        raise ConfigError(f"--quantization {options.quantization} is not known; use fp8, or leave it out")
+        raise ConfigError(f"--quantization {options.quantization} is for ling's own engine; use fp8, or leave it out")
     return [*flags, *(_for_vllm(options) if program == "vllm" else _for_sglang(options))]
 
 

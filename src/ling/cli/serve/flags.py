@@ -51,7 +51,8 @@ ADDRESS = (
 
 MODEL = (
     Flag(name="dtype", default="auto", help="auto, float32, bfloat16 or float16.", vllm="--dtype", sglang="--dtype"),
-    Flag(name="quantization", help="fp8: keep FP8 weights as stored; left out: they become values.", translated=True),
+    Flag(name="quantization", help="fp8: keep FP8 weights as stored; int8 or int4: pack every matrix as it "
+         "is read; left out: values.", translated=True),
     Flag(name="device", default="auto", help="cpu or cuda; auto: a GPU where there is one."),
     Flag(name="hf_overrides", also=("--json-model-override-args",), help="JSON laid over config.json, such as "
          '{"rope_scaling": {...}}.', vllm="--hf-overrides", sglang="--json-model-override-args"),

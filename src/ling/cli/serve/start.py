@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ling.cli.serve.translate import engine_config, json_object, server_settings
-from ling.engine.build import build, describe, load
+from ling.engine.build import build, check_quantization, describe, load
 from ling.engine.bundled import bundled_directory
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
@@ -70,10 +70,9 @@ def _open(options: Any, directory: Path, say: Say) -> Engine:
     if directory == bundled_directory():
         torch.set_num_threads(1)  # its tensors are too small to share
     overrides = json_object("--hf-overrides", options.hf_overrides) if options.hf_overrides else None
-    if options.quantization not in (None, "fp8"):
-        raise ConfigError(f"--quantization {options.quantization} is not known; use fp8, or leave it out")
+    check_quantization("--quantization", options.quantization)
     model, tokenizer = load(
-        directory, dtype=_DTYPES[options.dtype], fp8="keep" if options.quantization else "dequantize",
+        directory, dtype=_DTYPES[options.dtype], quantization=options.quantization,
         hf_overrides=overrides, device=device,
     )  # fmt: skip
     return build(model, tokenizer, engine_config(options, kv_cache_gib=_share(options, device, say)))

@@ -8,12 +8,15 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
 from ling.ops.fp8 import Fp8BlockWeight
+from ling.ops.packed import PackedWeight
 from ling.ops.torch.autograd import run
 
 _ALIGN_BYTES = 16  # grouped_mm takes strides that are multiples of this, on every device
 
 
-def why_not(rows: Tensor, weights: Tensor | Fp8BlockWeight, offsets: Tensor) -> str | None:
+def why_not(rows: Tensor, weights: Tensor | Fp8BlockWeight | PackedWeight, offsets: Tensor) -> str | None:
+    if isinstance(weights, PackedWeight):
+        return "of packed weights only those in use are worth unpacking"
     if rows.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"grouped_mm does not take {rows.dtype}"
     if rows.numel() == 0:

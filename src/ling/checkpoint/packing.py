@@ -1,0 +1,67 @@
+"""Which matrices of a model are packed, and how: one format for all, or one for each kind."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from ling.checkpoint.names import Piece
+from ling.errors import ConfigError
+from ling.model import CausalLM
+from ling.model.linear import Linear
+from ling.model.moe import Experts
+from ling.ops.packed import PackedFormat, check_format
+
+KINDS = ("head", "attention", "experts", "dense")
+"""The head; projections of attention; routed and shared experts; feed-forwards of dense layers, and MTP's joint."""
+
+Weights = PackedFormat | Mapping[str, PackedFormat]
+"""A format for every matrix, or for each of some kinds."""
+
+
+def pack(model: CausalLM, weights: Weights) -> None:
+    """Make room for packed weights in place of values; activations become float32, the embedding stays as published.
+
+    Raises ConfigError for a kind or a format that is not known.
+    """
+    formats = _by_kind(weights)
+    for name, module in matrices(model):
+        if (format := formats.get(kind_of(name))) is not None:
+            module.keep_packed(format)
+    table = model.model.word_embeddings
+    model.to(torch.float32)
+    if model.lm_head is not None:
+        table.to(getattr(torch, model.config.torch_dtype))
+    model.model.stream_dtype = model.computes_in = torch.float32
+
+
+def matrices(model: CausalLM) -> Iterator[tuple[str, Linear | Experts]]:
+    """Yield every module that can hold packed weights, by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, Linear | Experts):
+            yield name, module
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a module by its published name."""
+    if name == "lm_head":
+        return "head"
+    if ".attention." in name:
+        return "attention"
+    return "experts" if ".experts" in name or ".shared_experts." in name else "dense"
+
+
+def packed_format(model: CausalLM, piece: Piece) -> PackedFormat | None:
+    """Return the format of the weight that a piece is part of; None: it is held as values."""
+    name, _, parameter = piece.parameter.rpartition(".")
+    module = model.get_submodule(name)
+    if not isinstance(module, Linear | Experts) or module.packed is None or parameter == "bias":
+        return None
+    return module.packed.format if isinstance(module, Linear) else module.packed[0].format
+
+
+def _by_kind(weights: Weights) -> dict[str, PackedFormat]:
+    if isinstance(weights, str):
+        return dict.fromkeys(KINDS, check_format(weights))
+    if unknown := sorted(set(weights) - set(KINDS)):
+        raise ConfigError(f"no weights are of kind {unknown[0]}; kinds are {', '.join(KINDS)}")
+    return {kind: check_format(format) for kind, format in weights.items()}

@@ -1,0 +1,83 @@
+"""The attention sub-layer: one call up to queries, keys and values, one behind attention."""
+
+import ctypes
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ling.ops import attention
+from ling.ops.cpu import library as lib
+from ling.ops.cpu.linear import project
+from ling.ops.rope import Rope
+
+
+class CHeads(ctypes.Structure):
+    """`Heads` of kernels.h."""
+
+    _fields_ = [
+        ("projection", lib.CMatrix),
+        *((name, ctypes.c_void_p) for name in ("bias", "query_norm", "key_norm")),
+        *((name, ctypes.c_int64) for name in ("A", "K", "D", "rotated")),
+        ("eps", ctypes.c_double),
+    ]
+
+
+def why_not(
+    x: Tensor,
+    weights: "attention.AttentionWeights",
+    heads: "attention.HeadShape",
+    rope: Rope,
+    attend: "attention.Attend",
+) -> str | None:
+    reason = lib.why_not_rows(x) or lib.why_not_weight(weights.query_key_value) or lib.why_not_weight(weights.dense)
+    if reason is None and (weights.query_layernorm is None) != (weights.key_layernorm is None):
+        return "only one of queries and keys is normalised"
+    others = (weights.query_key_value_bias, weights.dense_bias, weights.query_layernorm, weights.key_layernorm)
+    for values in (*others, rope.cos, rope.sin):
+        reason = reason or lib.why_not_values(values)
+    return reason
+
+
+def rather_not(
+    x: Tensor,
+    weights: "attention.AttentionWeights",
+    heads: "attention.HeadShape",
+    rope: Rope,
+    attend: "attention.Attend",
+) -> str | None:
+    return lib.many_floats(x, weights.query_key_value)
+
+
+def forward(
+    x: Tensor,
+    weights: "attention.AttentionWeights",
+    heads: "attention.HeadShape",
+    rope: Rope,
+    attend: "attention.Attend",
+) -> Tensor:
+    x = x.contiguous()
+    A, K, D, eps = heads
+    N = len(x)
+    q, k, v = torch.empty(N, A, D), torch.empty(N, K, D), torch.empty(N, K, D)
+    projection = weights.query_key_value
+    assert projection.shape == ((A + 2 * K) * D, x.shape[1]), (projection.shape, heads, x.shape)  # type: ignore[union-attr]
+    assert rope.cos.shape[0] == N, (rope.cos.shape, N)
+    described = _describe(
+        lib.fields(projection, (A + 2 * K) * D),  # type: ignore[arg-type]
+        lib.address(weights.query_key_value_bias),
+        lib.address(weights.query_layernorm),
+        lib.address(weights.key_layernorm),
+        (A, K, D, 2 * rope.cos.shape[1]),
+        eps,
+    )
+    pointers = [part.data_ptr() for part in (*rope, q, k, v)]
+    lib.check(lib.opened().heads(x.data_ptr(), N, torch.get_num_threads(), described, *pointers))
+    seen = attend(q, k, v).flatten(1).contiguous()
+    return project(seen, weights.dense, weights.dense_bias, weights.dense.shape[0])  # type: ignore[arg-type, union-attr]
+
+
+@lru_cache(maxsize=4096)
+def _describe(projection: lib.Fields, bias: int, query: int, key: int, shape: Any, eps: float) -> Any:
+    return ctypes.pointer(CHeads(lib.CMatrix(*projection), bias, query, key, *shape, eps))

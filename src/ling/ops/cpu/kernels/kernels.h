@@ -1,0 +1,96 @@
+/* What Python hands over, and what each instruction set provides.
+ *
+ * One order of operations: every output element is computed by the same operations in the same order, whatever the
+ * number of rows, threads or sequences beside it, and on every instruction set that has a fused multiply-add. Where a
+ * sum is taken over lanes, the lanes are always 16 and are added up as a tree; what lies beyond the end is zero.
+ *
+ * Layout of a packed matrix of M rows and K columns: tiles of 16 rows, groups of 32 columns. A tile's groups follow
+ * each other; within a group the 32 columns are 8 quads, and a quad holds 4 columns of each of the 16 rows:
+ *
+ *     int8   codes[tile][group][quad 0..7][row 0..15][column 0..3]    a byte each, value (byte - 128) * scale
+ *     int4   codes[tile][group][quad 0..3][row 0..15][column 0..3]    low nibble: this quad; high: quad + 4; minus 8
+ *            scales[tile][group][row 0..15]                           float16
+ *
+ * A quad of 16 rows is what one integer dot instruction multiplies by 4 activations, so neither sums over lanes nor
+ * moves between them are needed, and a tile is read as one stream.
+ */
+#ifndef LING_KERNELS_H
+#define LING_KERNELS_H
+
+#include <stdint.h>
+
+enum { TILE = 16, GROUP = 32 };
+enum { FLOAT32 = 0, INT8 = 1, INT4 = 2 };
+
+/* A matrix, or a stack of them that each begin with a tile of their own. */
+typedef struct {
+    const void *codes;      /* tiles as above; for FLOAT32 (rows, columns) values */
+    const uint16_t *scales; /* NULL for FLOAT32 */
+    int64_t format;
+    int64_t rows, columns;
+} Matrix;
+
+/* Consecutive or scattered rows of floats that are to be multiplied. */
+typedef struct {
+    const float *x; /* (N, H) */
+    float *y;       /* (N, M) */
+    int64_t N;
+    int64_t threads;
+} Rows;
+
+typedef struct {
+    Matrix gate; /* (F, H) */
+    Matrix up;   /* (F, H) */
+    Matrix down; /* (H, F) */
+} Mlp;
+
+typedef struct {
+    Matrix router;          /* (E, H) FLOAT32 */
+    const float *bias;      /* (E,) or NULL: steers the choice alone */
+    Matrix gate_up;         /* E times F gate rows, then F up rows; rows is F */
+    Matrix down;            /* E times (H, F) */
+    Mlp shared;             /* down.codes NULL: there is none */
+    int64_t E, k, n_group, topk_group;
+    double scaling;
+} Moe;
+
+/* Where the tokens went. */
+typedef struct {
+    float *logits;   /* (N, E) */
+    int64_t *ids;    /* (N, k) best first */
+    float *weights;  /* (N, k) */
+    int64_t *counts; /* (E,) */
+} Routed;
+
+typedef struct {
+    Matrix projection;          /* ((A + 2K) * D, H) */
+    const float *bias;          /* or NULL */
+    const float *query_norm;    /* (D,) or NULL: no norm */
+    const float *key_norm;
+    int64_t A, K, D, rotated;
+    double eps;
+} Heads;
+
+typedef struct {
+    const float *keys, *values; /* (blocks, P, K, D) */
+    const int64_t *tables;      /* (B, T) */
+    const int64_t *spans;       /* (B, 3): new rows, tokens held, the first that is seen */
+    int64_t B, T, P, A, K, D;
+} Paged;
+
+/* All return 0, or 1 where memory ran out. */
+typedef struct {
+    const char *name;
+    int (*linear)(const Rows *, const Matrix *, const float *bias);
+    int (*mlp)(const Rows *, const Mlp *);
+    int (*moe)(const Rows *, const Moe *, const Routed *);
+    int (*rms_norm)(const Rows *, const float *weight, int64_t H, double eps);
+    int (*heads)(const Rows *, const Heads *, const float *cos, const float *sin, float *q, float *k, float *v);
+    int (*attend)(const Rows *, const Paged *);
+    int (*pack)(const Rows *, int64_t K, int64_t format, uint8_t *codes, uint16_t *scales);
+} Level;
+
+/* Return memory of this thread that lasts until its next call for the same slot; NULL where there is none. */
+void *ling_scratch(int slot, int64_t bytes);
+
+#endif

@@ -1,0 +1,117 @@
+/* One matrix times N rows; and the SwiGLU feed-forward, two such steps with the gate between them. */
+
+enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS };
+
+/* The rows of x as m wants them; NULL codes and values where memory ran out. Filled by `fill_input` in parallel. */
+static Input make_input(const float *x, int64_t N, const Matrix *m, int slot) {
+    if (m->format == FLOAT32) return (Input){x, NULL, NULL, NULL, m->columns};
+    void *memory = ling_scratch(slot, quantized_bytes(N, m->columns));
+    return memory ? quantized_input(memory, N, m->columns) : (Input){0};
+}
+INLINE int is_missing(const Input *in) { return !in->values && !in->codes; }
+
+/* y[:, tiles from..to] of all N rows; `bias` or NULL. */
+static void columns_of(const Matrix *m, int64_t from, int64_t to, const Input *in, int64_t N, const float *bias, float *y) {
+    float out[TOKENS][TILE];
+    for (int64_t n = 0; n < N; n += TOKENS) {
+        int64_t rows[TOKENS];
+        int T = (int)smaller(TOKENS, N - n);
+        for (int t = 0; t < T; t++) rows[t] = n + t;
+        for (int64_t tile = from; tile < to; tile++) {
+            times(m, tile, in, rows, T, out);
+            int64_t left = m->rows - tile * TILE;
+            for (int t = 0; t < T; t++) {
+                V value = v_load(out[t]);
+                if (bias) value = v_add(value, v_load_up_to(bias + tile * TILE, left));
+                v_store_up_to(y + (n + t) * m->rows + tile * TILE, value, left);
+            }
+        }
+    }
+}
+
+static int linear(const Rows *r, const Matrix *m, const float *bias) {
+    Input in = make_input(r->x, r->N, m, SCRATCH_INPUT);
+    if (is_missing(&in)) return 1;
+    int threads = num_threads(r->threads, m->rows * m->columns * r->N);
+    int64_t tiles = tiles_of(m->rows), size = task_tiles(tiles, threads, 8);
+    if (in.codes && r->N == 1) quantize_row(r->x, m->columns, &in, 0);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        if (in.codes && r->N > 1) {
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < r->N; n++) quantize_row(r->x + n * m->columns, m->columns, &in, n);
+        }
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t tile = 0; tile < tiles; tile += size)
+            columns_of(m, tile, smaller(tile + size, tiles), &in, r->N, bias, r->y);
+    }
+    return 0;
+}
+
+/* Rows between gate_up and down: floats, or codes made as soon as a group of 32 is there. */
+typedef struct {
+    Input in;
+    int64_t width; /* F */
+} Hidden;
+
+static Hidden make_hidden(int64_t n, const Matrix *down, int slot) {
+    int64_t F = down->columns;
+    Hidden h = {{0}, F};
+    void *memory = ling_scratch(slot, down->format == FLOAT32 ? n * F * 4 : quantized_bytes(n, F));
+    if (!memory) return h;
+    h.in = down->format == FLOAT32 ? (Input){memory, NULL, NULL, NULL, F} : quantized_input(memory, n, F);
+    return h;
+}
+
+/* Channels 32 * group .. of hidden rows to..to + T, from the rows `rows` of `in`. */
+static void gate_group(const Matrix *gate, const Matrix *up, int64_t group, const Input *in, const int64_t *rows, int T,
+                       const Hidden *h, int64_t to) {
+    float g[2][TOKENS][TILE], u[2][TOKENS][TILE];
+    int64_t tiles = tiles_of(h->width);
+    int halves = 2 * group + 1 < tiles ? 2 : 1;
+    for (int half = 0; half < halves; half++) {
+        times(gate, 2 * group + half, in, rows, T, g[half]);
+        times(up, 2 * group + half, in, rows, T, u[half]);
+    }
+    for (int t = 0; t < T; t++) {
+        V a = v_swiglu(v_load(g[0][t]), v_load(u[0][t]));
+        V b = halves == 2 ? v_swiglu(v_load(g[1][t]), v_load(u[1][t])) : v_set(0.0f);
+        if (h->in.codes) {
+            int64_t i = (to + t) * groups_of(h->width) + group;
+            quantize_group(a, b, (int8_t *)h->in.codes + i * GROUP, (float *)h->in.scales + i, (int32_t *)h->in.sums + i);
+            continue;
+        }
+        float *row = (float *)h->in.values + (to + t) * h->width + group * GROUP;
+        int64_t left = h->width - group * GROUP;
+        v_store_up_to(row, a, left);
+        if (left > 16) v_store_up_to(row + 16, b, left - 16);
+    }
+}
+
+static int mlp(const Rows *r, const Mlp *w) {
+    Input in = make_input(r->x, r->N, &w->gate, SCRATCH_INPUT);
+    Hidden h = make_hidden(r->N, &w->down, SCRATCH_HIDDEN);
+    if (is_missing(&in) || is_missing(&h.in)) return 1;
+    int threads = num_threads(r->threads, 3 * w->down.rows * w->down.columns * r->N);
+    int64_t groups = groups_of(h.width), tiles = tiles_of(w->down.rows), size = task_tiles(tiles, threads, 8);
+    if (in.codes && r->N == 1) quantize_row(r->x, w->gate.columns, &in, 0);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+        if (in.codes && r->N > 1) {
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < r->N; n++) quantize_row(r->x + n * w->gate.columns, w->gate.columns, &in, n);
+        }
+#pragma omp for schedule(dynamic)
+        for (int64_t group = 0; group < groups; group++)
+            for (int64_t n = 0; n < r->N; n += TOKENS) {
+                int64_t rows[TOKENS];
+                int T = (int)smaller(TOKENS, r->N - n);
+                for (int t = 0; t < T; t++) rows[t] = n + t;
+                gate_group(&w->gate, &w->up, group, &in, rows, T, &h, n);
+            }
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t tile = 0; tile < tiles; tile += size)
+            columns_of(&w->down, tile, smaller(tile + size, tiles), &h.in, r->N, NULL, r->y);
+    }
+    return 0;
+}

@@ -1,0 +1,188 @@
+"""The C library: found, opened, and its structs as Python sees them.
+
+It uses the OpenMP that torch brought into the process: one pool of threads serves both, and neither waits for the
+other's. Python hands over addresses, so every twin checks dtype, device and contiguity before it calls.
+"""
+
+import ctypes
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ling.errors import BackendError
+from ling.log import log_once
+from ling.ops import packed
+
+if TYPE_CHECKING:
+    from ling.ops.linear import Weight
+
+logger = logging.getLogger(__name__)
+
+LEVELS = ("avx512", "avx2", "plain")
+_FEW_ROWS = 8
+"""Up to so many rows of float32, these kernels are faster than torch's products."""
+FORMATS = {"float32": 0, "int8": 1, "int4": 2}
+
+_int64, _pointer = ctypes.c_int64, ctypes.c_void_p
+
+
+class CMatrix(ctypes.Structure):
+    """`Matrix` of kernels.h."""
+
+    _fields_ = [("codes", _pointer), ("scales", _pointer), ("format", _int64), ("rows", _int64), ("columns", _int64)]
+
+
+_SIGNATURES = {
+    "ling_linear": [_pointer, _pointer, _int64, _int64, _pointer, _pointer],
+    "ling_mlp": [_pointer, _pointer, _int64, _int64, _pointer],
+    "ling_moe": [_pointer, _pointer, _int64, _int64, *[_pointer] * 5],
+    "ling_rms_norm": [_pointer, _pointer, _int64, _int64, _pointer, _int64, ctypes.c_double],
+    "ling_heads": [_pointer, _int64, _int64, *[_pointer] * 6],
+    "ling_attend": [_pointer, _pointer, _int64, _int64, _pointer],
+    "ling_pack": [_pointer, _int64, _int64, _int64, _int64, _pointer, _pointer],
+}
+
+
+class Library:
+    """The opened library. `level` is the instruction set in use."""
+
+    def __init__(self, path: Path) -> None:
+        _share_openmp()
+        self._c = ctypes.CDLL(str(path))
+        self._c.ling_choose_level.restype = ctypes.c_char_p
+        self._c.ling_choose_level.argtypes = [ctypes.c_char_p]
+        for name, arguments in _SIGNATURES.items():
+            getattr(self._c, name).argtypes = arguments
+        c = self._c
+        self.linear, self.mlp, self.moe, self.rms_norm = c.ling_linear, c.ling_mlp, c.ling_moe, c.ling_rms_norm
+        self.heads, self.attend, self.pack = c.ling_heads, c.ling_attend, c.ling_pack
+        self.level = ""
+        self._choose(None)
+
+    def _choose(self, name: str | None) -> None:
+        found: bytes | None = self._c.ling_choose_level(None if name is None else name.encode())
+        if found is None:
+            raise BackendError(f"this processor has no {name}")
+        self.level = found.decode()
+
+    @contextmanager
+    def at_level(self, name: str) -> Iterator[None]:
+        """Use one of `LEVELS` instead of the best one. Raises BackendError if this processor lacks it."""
+        before = self.level
+        self._choose(name)
+        try:
+            yield
+        finally:
+            self._choose(before)
+
+    def release(self) -> None:
+        """Give back the memory that this thread's calls have kept for their next ones."""
+        self._c.ling_release()
+
+
+@cache
+def library() -> Library | None:
+    """Return the library, or None where it was not built or cannot be opened: said once, with the reason."""
+    directory = Path(__file__).parent
+    paths = [p for suffix in EXTENSION_SUFFIXES if (p := directory / f"_kernels{suffix}").exists()]
+    if not paths:
+        why = "they were not built, for want of a C compiler; install one and ling again"
+    else:
+        try:
+            return Library(paths[0])
+        except (OSError, AttributeError) as error:
+            why = f"{paths[0].name} cannot be opened ({error})"
+    log_once(logger, f"the CPU kernels are off: {why}. Everything runs through torch, more slowly.", logging.WARNING)
+    return None
+
+
+def missing() -> str | None:
+    """Why no twin of this folder can run, or None."""
+    return None if library() is not None else "the C library is not there"
+
+
+def opened() -> Library:
+    """Return the library that `why_not` has found."""
+    found = library()
+    assert found is not None
+    return found
+
+
+def check(code: int) -> None:
+    """Raise MemoryError if a call says that memory ran out."""
+    if code:
+        raise MemoryError("a CPU kernel got no memory for its intermediate results")
+
+
+def why_not_rows(x: Tensor) -> str | None:
+    """Why these activations cannot be taken, or None."""
+    if x.dtype != torch.float32:
+        return f"activations are {x.dtype}, not torch.float32"
+    if not x.is_cpu:
+        return f"activations are on {x.device}"
+    if x.requires_grad and torch.is_grad_enabled():
+        return "gradients are wanted"
+    return missing()
+
+
+def why_not_weight(weight: object) -> str | None:
+    """Why a matrix, or a stack of them, cannot be taken, or None."""
+    if isinstance(weight, packed.PackedWeight):
+        return None if weight.codes.is_cpu else f"weights are on {weight.device}"
+    if not isinstance(weight, Tensor):
+        return f"weights are {type(weight).__name__}"
+    return why_not_values(weight)
+
+
+def why_not_values(weight: Tensor | None) -> str | None:
+    """Why a tensor of float32 values cannot be taken, or None."""
+    if weight is None:
+        return None
+    if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous():
+        return f"weights are {weight.dtype} on {weight.device}, or not contiguous"
+    return "gradients are wanted" if weight.requires_grad and torch.is_grad_enabled() else None
+
+
+def many_floats(x: Tensor, weight: object) -> str | None:
+    """Why torch's products are the faster ones, or None."""
+    if isinstance(weight, Tensor) and len(x) > _FEW_ROWS:
+        return f"more than {_FEW_ROWS} rows of float32"
+    return None
+
+
+def format_of(weight: "Weight") -> str:
+    return weight.format if isinstance(weight, packed.PackedWeight) else "float32"
+
+
+Fields = tuple[int, int, int, int, int]
+"""What a `CMatrix` holds. Structs are kept by what is in them, so none outlives a tensor that moved."""
+
+
+def fields(weight: "Weight", rows: int) -> Fields:
+    """Describe a weight; `rows` is what one matrix of a stack has."""
+    if isinstance(weight, packed.PackedWeight):
+        return weight.codes.data_ptr(), weight.scales.data_ptr(), FORMATS[weight.format], rows, weight.columns
+    assert isinstance(weight, Tensor)
+    return weight.data_ptr(), 0, FORMATS["float32"], rows, weight.shape[-1]
+
+
+def address(values: Tensor | None) -> int:
+    """Return where a tensor lies; 0 where there is none."""
+    return 0 if values is None else values.data_ptr()
+
+
+def _share_openmp() -> None:
+    """Make the OpenMP that is in the process already visible to the library; open the system's where there is none."""
+    if not sys.platform.startswith("linux"):
+        return
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    inside = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libiomp" in line}
+    ctypes.CDLL(min(inside) if inside else "libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
