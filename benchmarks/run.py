@@ -21,6 +21,9 @@ BENCHMARKS: dict[str, str | None] = {
     "newton_schulz": None,
     "data_loader": None,
     "ranks_memory": None,
+    "engine_embedded": None,
+    "start_time": None,
+    "serve_vs_vllm": None,
 }
 
 
