@@ -209,7 +209,7 @@ def routes(service):
     return [(method, route.path) for route in app.routes for method in route.methods]
 
 
-def test_11_every_route_but_health_needs_the_key(guarded):
+def test_11_every_route_but_health_and_the_page_needs_the_key(guarded):
     found = routes(guarded.service)
     assert len(found) >= 12
     paths = [(m, p.replace("{model:path}", "ling")) for m, p in found]
@@ -223,7 +223,7 @@ def test_11_every_route_but_health_needs_the_key(guarded):
             status = guarded.http.request(method, path, headers=header).status_code
             assert (status != 401) == (path in OPEN), (method, path, header, status)
     assert guarded.http.get("/v1/models", headers={"Authorization": f"Bearer {KEYS[0]}"}).status_code == 200
-    assert {"/health"} == OPEN
+    assert {"/health", "/"} == OPEN
 
 
 def test_11_keys_are_compared_in_constant_time():

@@ -21,8 +21,8 @@ from ling.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-OPEN = frozenset({"/health"})
-"""Paths that need no key: they say nothing but whether the server lives."""
+OPEN = frozenset({"/health", "/"})
+"""Paths that need no key: whether the server lives, and the page, which holds nothing and asks for the key itself."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _BUFFERED_BODIES = 16
