@@ -1,14 +1,19 @@
 """The model in the package: what PROVENANCE.json says of it, measured again."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from ling.checkpoint import load_model
+from ling.checkpoint.convert import to_safetensors
+from ling.checkpoint.pieces import open_pieces
+from ling.checkpoint.save import ExportFormat
 from ling.cli.demo.evaluate import GATED_PROMPTS, compare_speculation
 from ling.config.recipe import load_recipe, recipe_from_tree, recipe_tree
 from ling.data.books import split_books
+from ling.data.dialogues import heldout_set
 from ling.engine.bundled import bundled_directory
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
@@ -94,3 +99,23 @@ def test_an_answer_that_ends_anywhere_inside_its_drafts_leaves_the_engine_whole(
         assert done.outputs[0].text == text[: text.index(stop)]
         assert not drafting.engine.has_work
         drafting.engine.blocks.check([])
+
+
+def test_drafts_change_no_bit_with_bf16_or_fp8_weights_and_are_accepted_alike(llm: LLM, tmp_path: Path) -> None:
+    to_safetensors(open_pieces(bundled_directory()), tmp_path / "fp8", ExportFormat(precision="float8"))
+    prompts = [d.prompt for d in heldout_set("stories", 12)]
+    params = SamplingParams(temperature=0, max_tokens=48, logprobs=1)
+    accepted = {}
+    for name, model in (
+        ("bf16", llm),
+        ("fp8", LLM(tmp_path / "fp8")),
+        ("kept", LLM(tmp_path / "fp8", quantization="fp8")),
+    ):
+        sides = []
+        for options in ({"drafting": "none"}, {"num_speculative_tokens": 2, "adaptive_drafts": False}):
+            side = LLM(model.model, model.tokenizer, batch_invariant=True, **options)
+            answers = side.chat(prompts if name != "kept" else prompts[:2], params)
+            sides.append([(o.outputs[0].token_ids, o.outputs[0].logprobs) for o in answers])
+            accepted[name] = 100 * side.stats.acceptance_fraction
+        assert sides[0] == sides[1], name
+    assert accepted["fp8"] == pytest.approx(accepted["bf16"], abs=3)
