@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ling.config import ModelConfig
 from ling.ops.attention import visible_keys
-from ling.ops.fp8 import E4M3_MAX
-from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention
+from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention, paged_step, write
 from ling.ops.ragged import Ragged
 
 _WORTH_A_CALL = 4096
@@ -61,19 +60,9 @@ class PagedCache:
     def store(self, layer: int) -> BlockStore:
         return self._layers[layer]
 
-    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Put keys and values (N, K, D) into `slots` (N,) of `layer`."""
-        flat = self._flat[layer]
-        if flat.key_scale is None or flat.value_scale is None:
-            flat.keys.index_copy_(0, slots, k.to(flat.keys.dtype))
-            flat.values.index_copy_(0, slots, v.to(flat.values.dtype))
-            return
-        for x, codes, scale in ((k, flat.keys, flat.key_scale), (v, flat.values, flat.value_scale)):
-            largest = x.float().abs().amax(-1).clamp_min(1e-12)
-            own = largest / E4M3_MAX
-            quantized = (x.float() / own[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-            codes.view(torch.uint8).index_copy_(0, slots, quantized.view(torch.uint8))
-            scale.index_copy_(0, slots, own)
+    def flat_store(self, layer: int) -> BlockStore:
+        """Return the store without its division into blocks."""
+        return self._flat[layer]
 
     def wipe(self, blocks: SequenceOf[int]) -> None:
         """Forget the content of `blocks`: what is not finite would spoil whoever reads past it under a mask."""
@@ -117,10 +106,10 @@ class PagedBatch:
     mtp_ids: Tensor | None = None
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.cache.write(layer, self.slots, k, v)
-        store = self.cache.store(layer)
+        store, flat = self.cache.store(layer), self.cache.flat_store(layer)
         if len(self.groups) == 1 and self.groups[0].rows.total == len(q):
-            return paged_attention(q, store, *self.groups[0])
+            return paged_step(q, k, v, flat, self.slots, store, *self.groups[0])
+        write(flat, self.slots, k, v)
         outputs, begin = [], 0
         for rows, held in self.groups:
             outputs.append(paged_attention(q[begin : begin + rows.total], store, rows, held))

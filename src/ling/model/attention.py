@@ -33,14 +33,9 @@ class Attention(nn.Module):
         return attention_step(x, self._weights(), self.heads, rope, attend)
 
     def _weights(self) -> AttentionWeights:
-        return AttentionWeights(
-            quantity_of(self.query_key_value),
-            self.query_key_value.bias,
-            _weight(self.query_layernorm),
-            _weight(self.key_layernorm),
-            quantity_of(self.dense),
-            self.dense.bias,
-        )
+        qkv, dense = self.query_key_value, self.dense
+        norms = (_weight(self.query_layernorm), _weight(self.key_layernorm))
+        return AttentionWeights(quantity_of(qkv), qkv.bias, *norms, quantity_of(dense), dense.bias)
 
 
 def _weight(norm: RMSNorm | None) -> torch.Tensor | None:

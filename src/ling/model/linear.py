@@ -40,9 +40,9 @@ class Linear(PinnedDtype, nn.Linear):
         """Return the weight as ops take it."""
         if self.packed is not None:
             return self.packed.weight(self)
-        if self.weight_scale_inv is None:
-            return self.weight
-        return Fp8BlockWeight(self.weight, self.weight_scale_inv, (self.weight.shape[0],))
+        weight, scale = self._parameters["weight"], self._buffers["weight_scale_inv"]  # past nn.Module's slow look-up
+        assert weight is not None
+        return weight if scale is None else Fp8BlockWeight(weight, scale, (weight.shape[0],))
 
     def keep_fp8(self) -> None:
         """Make room for codes and scales in place of the values; their content is undefined until loaded."""

@@ -8,8 +8,8 @@ Each public op is a function whose body is the reference. Twins with the same si
 
 The first twin that can run, and would, is taken, otherwise the reference; the choice is logged once.
 `use_backend("reference")` forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of
-that name keep their usual choice, so one name can be forced over a whole model. The back end `invariant` is never chosen, only forced: its
-results do not depend on what else is in the batch, which costs speed.
+that name keep their usual choice, so one name can be forced over a whole model. The back end `invariant` is never
+chosen, only forced: its results do not depend on what else is in the batch, which costs speed.
 
 Twins are imported where the op is defined, never inside a call, so that compiled graphs trace through the choice.
 The forced name is a plain global for the same reason: it belongs to the process, not to a thread.

@@ -7,7 +7,7 @@ from ling.ops.backend import op
 from ling.ops.precision import at_least_float32
 
 
-@op(triton="ling.ops.triton.norm", torch="ling.ops.torch.norm")
+@op(cpu="ling.ops.cpu.norm", triton="ling.ops.triton.norm", torch="ling.ops.torch.norm")
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Scale each row of `x` to unit root-mean-square, then by `weight`.
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ling.ops.backend import op
+from ling.ops.backend import coarse_op, op
+from ling.ops.fp8 import E4M3_MAX
 from ling.ops.precision import at_least_float32
 from ling.ops.ragged import Ragged
 
@@ -53,6 +54,35 @@ class HeldBlocks:
     def visible(self) -> Tensor:
         """Made when first asked for, once for all layers."""
         return self._see()
+
+
+@coarse_op(cpu="ling.ops.cpu.paged_step")
+def paged_step(
+    q: Tensor, k: Tensor, v: Tensor, flat: BlockStore, slots: Tensor, store: BlockStore, rows: Ragged, held: HeldBlocks
+) -> Tensor:
+    """Put the new keys and values into the store, then attend.
+
+    q       (N, A, D)  new rows of B sequences; k, v (N, K, D)
+    flat    the store without its division into blocks: (blocks * P, K, D)
+    slots   (N,) int64, where in `flat` they go
+    return  (N, A, D)
+    """
+    write(flat, slots, k, v)
+    return paged_attention(q, store, rows, held)
+
+
+def write(flat: BlockStore, slots: Tensor, k: Tensor, v: Tensor) -> None:
+    """Put keys and values (N, K, D) into `slots` (N,) of a store without its division into blocks."""
+    if flat.key_scale is None or flat.value_scale is None:
+        flat.keys.index_copy_(0, slots, k.to(flat.keys.dtype))
+        flat.values.index_copy_(0, slots, v.to(flat.values.dtype))
+        return
+    for x, codes, scale in ((k, flat.keys, flat.key_scale), (v, flat.values, flat.value_scale)):
+        largest = x.float().abs().amax(-1).clamp_min(1e-12)
+        own = largest / E4M3_MAX
+        quantized = (x.float() / own[..., None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+        codes.view(torch.uint8).index_copy_(0, slots, quantized.view(torch.uint8))
+        scale.index_copy_(0, slots, own)
 
 
 @op(

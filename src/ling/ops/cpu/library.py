@@ -111,9 +111,7 @@ def missing() -> str | None:
 
 def opened() -> Library:
     """Return the library that `why_not` has found."""
-    found = library()
-    assert found is not None
-    return found
+    return library()  # type: ignore[return-value]
 
 
 def check(code: int) -> None:

@@ -20,7 +20,7 @@ class CPaged(ctypes.Structure):
     """`Paged` of kernels.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("keys", "values", "tables", "spans")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "k", "v", "slots", "tables", "spans")),
         *((name, ctypes.c_int64) for name in ("B", "T", "P", "A", "K", "D")),
     ]
 
@@ -36,12 +36,19 @@ def why_not(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") ->
 
 
 def forward(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") -> Tensor:
+    return attend(q, store, rows, held, (None, None, None))
+
+
+def attend(
+    q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks", new: tuple[int | None, int | None, int | None]
+) -> Tensor:
+    """Attend; `new` says where keys, values and slots lie that are written before."""
     q = q.contiguous()
     out = torch.empty_like(q)
     (N, A, D), (_, P, K, _), (B, T) = q.shape, store.keys.shape, held.tables.shape
     assert held.spans is not None
     assert rows.total == N, (N, rows.lengths)
-    pointers = (store.keys.data_ptr(), store.values.data_ptr(), held.tables.data_ptr(), held.spans.data_ptr())
-    paged = CPaged(*pointers, B, T, P, A, K, D)
+    pointers = (held.tables.data_ptr(), held.spans.data_ptr())
+    paged = CPaged(store.keys.data_ptr(), store.values.data_ptr(), *new, *pointers, B, T, P, A, K, D)
     lib.check(lib.opened().attend(q.data_ptr(), out.data_ptr(), N, torch.get_num_threads(), ctypes.byref(paged)))
     return out

@@ -113,7 +113,11 @@ static int describe(const Stretch *s, const Paged *p, int64_t kv_head, const flo
 
 static int attend(const Rows *r, const Paged *p) {
     int64_t D = p->D, each = p->A / p->K, num_stretches = 0, most_pieces = 1, work = 0;
-    int64_t together = ROWS_TOGETHER;
+    int64_t together = ROWS_TOGETHER, width = p->K * D;
+    for (int64_t n = 0; p->k && n < r->N; n++) {
+        memcpy(p->keys + p->slots[n] * width, p->k + n * width, (size_t)width * 4);
+        memcpy(p->values + p->slots[n] * width, p->v + n * width, (size_t)width * 4);
+    }
     Stretch *stretches = ling_scratch(SCRATCH_MISC, (r->N + 1) * (int64_t)sizeof(Stretch));
     if (!stretches) return 1;
     int64_t row = 0;

@@ -72,7 +72,9 @@ typedef struct {
 } Heads;
 
 typedef struct {
-    const float *keys, *values; /* (blocks, P, K, D) */
+    float *keys, *values;       /* (blocks, P, K, D) */
+    const float *k, *v;         /* (N, K, D) of the new rows, to be written first; NULL: they are there */
+    const int64_t *slots;       /* (N,) where they go: block * P + place in it */
     const int64_t *tables;      /* (B, T) */
     const int64_t *spans;       /* (B, 3): new rows, tokens held, the first that is seen */
     int64_t B, T, P, A, K, D;

@@ -1,0 +1,39 @@
+"""Writing new keys and values and attending in one call."""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ling.ops.cpu import library as lib
+from ling.ops.cpu import paged_attention
+from ling.ops.ragged import Ragged
+
+if TYPE_CHECKING:
+    from ling.ops.paged_attention import BlockStore, HeldBlocks
+
+
+def why_not(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flat: "BlockStore",
+    slots: Tensor,
+    store: "BlockStore",
+    rows: Ragged,
+    held: "HeldBlocks",
+) -> str | None:
+    return paged_attention.why_not(q, store, rows, held) or lib.why_not_values(k) or lib.why_not_values(v)
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flat: "BlockStore",
+    slots: Tensor,
+    store: "BlockStore",
+    rows: Ragged,
+    held: "HeldBlocks",
+) -> Tensor:
+    assert len(slots) == len(q), (len(slots), len(q))
+    return paged_attention.attend(q, store, rows, held, (k.data_ptr(), v.data_ptr(), slots.data_ptr()))
