@@ -54,7 +54,7 @@ def plan(
         print_published(as_json)
         return
     from ling.config.recipe import given_keys, load_recipe
-    from ling.scaling.precision import PRECISIONS, with_muon
+    from ling.scaling.precision import PRECISIONS, with_muon, with_states
     from ling.scaling.search import Request, search
 
     resolved = load_recipe(preset_name=preset, file=recipe, overrides=overrides or [])
@@ -67,7 +67,9 @@ def plan(
         return getattr(getattr(resolved, section), name) or None if key in given else None
 
     name = precision or asked("train.precision") or ("float32" if gpu == "cpu" else "bfloat16")
-    held = PRECISIONS[name]
+    held, optim = PRECISIONS[name], resolved.optim
+    if {"optim.weights", "optim.moments"} & given:
+        held = with_states(held, optim.weights, optim.moments, master=optim.master_weights)
     if resolved.optim.method == "muon":
         held = with_muon(held, resolved.optim.muon.chunk_mib)
     sizes = {axis: asked(f"parallel.{axis}") for axis in (*AXES, "expert", "recompute")}

@@ -38,8 +38,12 @@ def check_recipe(recipe: "Recipe") -> None:
                 f"run.evaluate_prompts {recipe.run.evaluate_prompts}: {axis} ranks measure held-out losses but "
                 f"generate no text; use 0, or parallel.{axis} 1"
             )
-    if recipe.train.precision == "fp8":
-        _check_one_process(recipe, "train.precision fp8")
+    for key in needs_one_process(recipe):
+        _check_one_process(recipe, key)
+    if recipe.optim.weights == "bfloat16" and recipe.train.precision == "float32":
+        raise ConfigError(
+            "with optim.weights bfloat16 products are in bfloat16; use train.precision bfloat16 or fp8, not float32"
+        )
     optim, steps = recipe.optim, recipe.train.steps
     if optim.decay_steps > steps:
         raise ConfigError(f"optim.decay_steps {optim.decay_steps} is more than train.steps {steps}")
@@ -61,9 +65,21 @@ def check_recipe(recipe: "Recipe") -> None:
         )
 
 
+def needs_one_process(recipe: "Recipe") -> list[str]:
+    """Return `key value` of everything a recipe asks for that several ranks do not have."""
+    asked = {
+        "train.precision": (recipe.train.precision, ("fp8",)),
+        "optim.weights": (recipe.optim.weights, ("bfloat16",)),
+        "optim.moments": (recipe.optim.moments, ("bfloat16", "fp8", "dynamic8")),
+    }
+    return [f"{key} {value}" for key, (value, alone) in asked.items() if value in alone]
+
+
 def _check_one_process(recipe: "Recipe", what: str) -> None:
     for axis in (*AXES, "expert"):
         if (size := getattr(recipe.parallel, axis)) > 1:
-            raise ConfigError(f"{what} is for one process, but parallel.{axis} is {size}; use 1, or bfloat16")
-    if recipe.parallel.recompute == "selective":
-        raise ConfigError(f"{what} does not go with parallel.recompute selective; use none or full")
+            raise ConfigError(
+                f"{what} is for one process, but parallel.{axis} is {size}; use 1, or another {what.split()[0]}"
+            )
+    if recipe.train.precision == "fp8" and recipe.parallel.recompute == "selective":
+        raise ConfigError("train.precision fp8 does not go with parallel.recompute selective; use none or full")

@@ -97,6 +97,16 @@ class OptimConfig:
     """Patterns of parameters that stay as they are. expert_bias stands for the routers' biases."""
     master_weights: bool = False
     """Keep a float32 copy of each parameter of lower precision in the optimizer, so that small updates are not lost."""
+    weights: Literal["float32", "bfloat16"] = "float32"
+    """What weights are kept in between steps. With bfloat16 so are their gradients, and products as well (routers stay
+    float32); one process."""
+    weight_rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How bfloat16 weights are rounded. To nearest, updates below about 1/500 of a weight are lost."""
+    rounding_seed: int = 0
+    """Of the noise that weights and moments are rounded by: a function of it, the step, the name and the place."""
+    moments: Literal["float32", "bfloat16", "fp8", "dynamic8"] = "float32"
+    """What moments of matrices are kept in. fp8: E4M3 with a scale per 256, of squares their root; dynamic8: the
+    published 8-bit map, rounded to nearest. With anything but float32 one process."""
     muon: MuonConfig = field(default_factory=MuonConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
@@ -120,6 +130,8 @@ class OptimConfig:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"optim.{name} must not be negative, got {getattr(self, name)}")
+        if self.rounding_seed < 0:
+            raise ConfigError(f"optim.rounding_seed must not be negative, got {self.rounding_seed}")
         if self.end_lr > self.lr:
             raise ConfigError(f"optim.end_lr {self.end_lr:g} is above optim.lr {self.lr:g}")
         if (self.schedule == "wsd") != bool(self.decay_steps):

@@ -46,7 +46,8 @@ def build_optimizer(model: CausalLM, optim: OptimConfig, full_matrix: FullMatrix
         for key in sorted(members, reverse=True)
     ]
     groups = groups or [{"params": [], "method": ADAMW, "weight_decay": 0.0, "lr_multiplier": 1.0}]  # all are frozen
-    return MuonAdamW(groups, optim, parts=parts, still_rows=_still_rows(model), full_matrix=full_matrix)
+    owners: dict[Tensor, str] = {parameter: name for name, parameter in names.items()}
+    return MuonAdamW(groups, optim, names=owners, parts=parts, still_rows=_still_rows(model), full_matrix=full_matrix)
 
 
 def _still_rows(model: CausalLM) -> dict[Tensor, int]:

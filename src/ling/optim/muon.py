@@ -4,6 +4,7 @@ What counts as a matrix: gate and up of each expert on their own, query, key and
 as it is stored (docs/decisions/muon-matrices.md).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from ling.config import ModelConfig
 from ling.config.optimizer import MuonConfig
+from ling.optim.moments import BLOCK_SIZE
 from ling.optim.newton_schulz import num_temporary_bytes, orthogonalize
+from ling.optim.stored import InPlace, Stored
 
 Orthogonalize = Callable[[Tensor], Tensor]
 FullMatrix = Callable[[Tensor, Tensor, Orthogonalize], Tensor]
@@ -42,7 +45,16 @@ class MuonRule:
     full_matrix: FullMatrix
 
     def step_(
-        self, target: Tensor, gradient: Tensor, momentum: Tensor, parts: Sequence[int], *, lr: float, decay: float
+        self,
+        target: Tensor,
+        gradient: Tensor,
+        momentum: Tensor,
+        parts: Sequence[int],
+        *,
+        lr: float,
+        decay: float,
+        weights: Stored | None = None,
+        moments: Stored | None = None,
     ) -> None:
         """Change `target` and `momentum` in place.
 
@@ -50,12 +62,16 @@ class MuonRule:
         gradient  same shape, any float dtype
         momentum  same shape, dtype of `target`
         parts     rows of each matrix in M
+        weights   reads and writes `target`, and `moments` does so with `momentum`; None: they are as computed with
         """
-        momentum.mul_(self.config.momentum).add_(gradient)
+        weights, moments = weights or InPlace(target), moments or InPlace(momentum)
         for here in self._pieces(target, parts):
-            update = self._update(target, gradient[here], momentum[here], parts)
-            target[here].mul_(1 - lr * decay).add_(update, alpha=-lr)
-            del update  # before the next one is made
+            kept = moments.read(here).mul_(self.config.momentum).add_(gradient[here])
+            update = self._update(target, gradient[here], kept, parts)
+            moments.write(here, kept)
+            values = weights.read(here).mul_(1 - lr * decay).add_(update, alpha=-lr)
+            weights.write(here, values)
+            del kept, update, values  # before the next ones are made
 
     def _update(self, target: Tensor, gradient: Tensor, momentum: Tensor, parts: Sequence[int]) -> Tensor:
         nesterov = gradient.to(torch.float32, copy=True).add_(momentum, alpha=self.config.momentum)
@@ -70,6 +86,8 @@ class MuonRule:
         working = max(num_temporary_bytes(rows, columns, self._dtype) for rows in parts)
         each = 4 * sum(parts) * columns + working
         step = max(1, (self.config.chunk_mib << 20) // each)
+        aligned = BLOCK_SIZE // math.gcd(BLOCK_SIZE, sum(parts) * columns)  # matrices that end with a block of moments
+        step = -(-step // aligned) * aligned
         for first in range(0, len(target), step):
             yield slice(first, first + step)
 

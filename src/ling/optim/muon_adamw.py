@@ -1,11 +1,14 @@
 """One optimizer: torch's fused AdamW for every parameter, or Muon for those groups that say so.
 
-Without groups for Muon it is `torch.optim.AdamW(fused=True)` to the bit. It does more in two respects: parameters of
-lower precision may keep a float32 master, and the padding row of an embedding, which has no gradient, does not decay.
-Parameters may be sharded, each in its own way: what is done element by element is done to this rank's part.
+Without groups for Muon it is `torch.optim.AdamW(fused=True)` to the bit. It does more in three respects: parameters of
+lower precision may keep a float32 master, or else are rounded stochastically; moments may be kept in one byte each; and
+the padding row of an embedding, which has no gradient, does not decay. Parameters may be sharded, each in its own way:
+what is done element by element is done to this rank's part.
 
-State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (AdamW) or `momentum` (Muon), and `master` where there is one.
-It is there from the beginning, so that a checkpoint can be read into it.
+State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (AdamW) or `momentum` (Muon), `exp_avg_scale` and the like where
+a moment is codes, and `master` where there is one. It is there from the beginning, so that a checkpoint can be read
+into it. Noise is no state: it is a function of `optim.rounding_seed`, the number of updates, a parameter's name and the
+place in it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,8 +19,11 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ling.config.training import OptimConfig
+from ling.ops.noise import noise_key
+from ling.optim.moments import LEAST_ELEMENTS, SCALE, format_of, kind_of, moment_format, zeros
 from ling.optim.muon import FullMatrix, MuonRule
 from ling.optim.sharding import has_whole_matrices, local, row, through_full_matrix
+from ling.optim.stored import CHUNK, MEAN, SQUARE, CodedMoment, InPlace, Noise, RoundedWeight, Stored
 
 MUON, ADAMW = "muon", "adamw"
 
@@ -26,6 +32,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """AdamW and Muon over the groups of `build_optimizer`.
 
     groups      `params`, `weight_decay`, `method` (muon or adamw) and `lr_multiplier`
+    names       of parameters, which their noise depends on; None: they are numbered
     parts       of Muon's parameters: rows of each matrix that is stored in one
     still_rows  of embeddings: the row that has no gradient and does not decay
     """
@@ -35,27 +42,48 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: Iterable[dict[str, Any]],
         optim: OptimConfig,
         *,
+        names: Mapping[Tensor, str] | None = None,
         parts: Mapping[Tensor, Sequence[int]] | None = None,
         still_rows: Mapping[Tensor, int] | None = None,
         full_matrix: FullMatrix = through_full_matrix,
     ) -> None:
-        super().__init__(groups, {"lr": optim.lr, "method": ADAMW, "weight_decay": 0.0, "lr_multiplier": 1.0})
+        super().__init__(
+            groups, {"lr": optim.lr, "method": ADAMW, "weight_decay": 0.0, "lr_multiplier": 1.0, "updates": 0}
+        )
         self._optim = optim
         self._parts = dict(parts or {})
         self._still_rows = dict(still_rows or {})
         self._rule = MuonRule(optim.muon, full_matrix)
+        every = [parameter for group in self.param_groups for parameter in group["params"]]
+        self._names = dict(names or {p: str(i) for i, p in enumerate(every)})
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter] = self._first_state(parameter, group["method"])
 
+    @property
+    def updates(self) -> int:
+        """Updates done, which noise depends on."""
+        return self.param_groups[0]["updates"]
+
+    @updates.setter
+    def updates(self, count: int) -> None:
+        for group in self.param_groups:
+            group["updates"] = count
+
     def _first_state(self, parameter: Tensor, method: str) -> dict[str, Tensor]:
         has_master = self._optim.master_weights and parameter.dtype != torch.float32
         state = {"master": parameter.detach().to(torch.float32)} if has_master else {}
-        like = state.get("master", parameter.detach())
+        is_small = parameter.dim() < 2 or parameter.numel() < LEAST_ELEMENTS
+        kept_in = "float32" if is_small else self._optim.moments
+        like = parameter.detach() if kept_in == "float32" else local(parameter.detach())
+
+        def moment(key: str) -> dict[str, Tensor]:
+            return zeros(key, like, moment_format(kept_in, kind_of(key)))
+
         if method == MUON:
-            return {"momentum": torch.zeros_like(like)} | state
+            return moment("momentum") | state
         step = torch.zeros((), dtype=torch.float32, device=parameter.device)  # where the fused kernel wants it
-        return {"step": step, "exp_avg": torch.zeros_like(like), "exp_avg_sq": torch.zeros_like(like)} | state
+        return {"step": step} | moment("exp_avg") | moment("exp_avg_sq") | state
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -71,19 +99,24 @@ class MuonAdamW(torch.optim.Optimizer):
             for parameter in parameters:
                 if "master" in self.state[parameter]:
                     parameter.copy_(self.state[parameter]["master"])
+        self.updates += 1
 
     def _muon_(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         tensors = (state.get("master", parameter.detach()), gradient, state["momentum"])
-        target, gradient, momentum = map(local, tensors) if has_whole_matrices(parameter) else tensors
+        is_plain = self._is_float32(parameter, "momentum")
+        target, gradient, momentum = map(local, tensors) if has_whole_matrices(parameter) or not is_plain else tensors
+        noise = self._noise(parameter)
         self._rule.step_(
-            target, gradient, momentum, self._parts[parameter], lr=group["lr"], decay=group["weight_decay"]
-        )
+            target, gradient, momentum, self._parts[parameter], lr=group["lr"], decay=group["weight_decay"],
+            weights=None if is_plain else self._weights(target, noise),
+            moments=None if is_plain else self._moment(parameter, "momentum", momentum.shape, noise),
+        )  # fmt: skip
 
     def _adamw_(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         still = [kept for p in parameters for kept in self._still(p)]
-        plain = [p for p in parameters if "master" not in self.state[p]]
+        plain = [p for p in parameters if self._is_float32(p, "exp_avg") and "master" not in self.state[p]]
         self._fused_(
             [local(p.detach()) for p in plain],
             [local(p.grad) for p in plain if p.grad is not None],
@@ -92,21 +125,51 @@ class MuonAdamW(torch.optim.Optimizer):
             [self.state[p]["step"] for p in plain],
             group,
         )
+        in_chunks = set(parameters) - set(plain)
         for parameter in parameters:
-            if "master" in self.state[parameter]:
-                self._adamw_of_master_(parameter, group)
+            if parameter in in_chunks:
+                self._adamw_in_chunks_(parameter, group)
         for values, before in still:
             values.copy_(before)
 
-    def _adamw_of_master_(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
-        """Update a master piece by piece: the gradient in float32 is never there as a whole."""
+    def _adamw_in_chunks_(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
+        """Update one parameter piece by piece: neither it nor its gradient or moments are in float32 as a whole."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        size = self._optim.muon.chunk_mib << 18  # float32 values
-        tensors = (state["master"], gradient, state["exp_avg"], state["exp_avg_sq"])
-        for target, g, mean, square in zip(*(local(t).reshape(-1).split(size) for t in tensors)):
-            self._fused_([target], [g.to(torch.float32)], [mean], [square], [state["step"].clone()], group)
+        target = local(state.get("master", parameter.detach())).view(-1)
+        gradient = local(gradient).reshape(-1)
+        noise = self._noise(parameter)
+        weights = self._weights(target, noise)
+        mean, square = (self._moment(parameter, key, target.shape, noise) for key in ("exp_avg", "exp_avg_sq"))
+        for first in range(0, len(target), CHUNK):
+            here = slice(first, first + CHUNK)
+            values = [stored.read(here) for stored in (weights, mean, square)]
+            w, m, v = values
+            self._fused_([w], [gradient[here].to(torch.float32)], [m], [v], [state["step"].clone()], group)
+            for stored, changed in zip((weights, mean, square), values, strict=True):
+                stored.write(here, changed)
         state["step"] += 1
+
+    def _is_float32(self, parameter: Tensor, key: str) -> bool:
+        """Whether what is learnt, the master if there is one, and its moments are kept in float32."""
+        state = self.state[parameter]
+        return state.get("master", parameter).dtype == state[key].dtype == torch.float32
+
+    def _noise(self, parameter: Tensor) -> Noise:
+        key = noise_key(self._optim.rounding_seed, self.updates, self._names[parameter])
+        return Noise(key, parameter.device)
+
+    def _weights(self, target: Tensor, noise: Noise) -> Stored:
+        if target.dtype == torch.float32:
+            return InPlace(target)
+        return RoundedWeight(target, noise if self._optim.weight_rounding == "stochastic" else None)
+
+    def _moment(self, parameter: Tensor, key: str, shape: torch.Size, noise: Noise) -> Stored:
+        codes, scale = local(self.state[parameter][key]).view(shape), self.state[parameter].get(key + SCALE)
+        if codes.dtype == torch.float32:
+            return InPlace(codes)
+        kind = kind_of(key)
+        return CodedMoment(codes, scale, format_of(codes.dtype, kind), noise, SQUARE if kind == "square" else MEAN)
 
     def _fused_(
         self,

@@ -14,14 +14,19 @@ from ling.parallel.shard import parallelize, policy_of
 
 @torch.no_grad()
 def build_model(
-    config: ModelConfig, ranks: Ranks, generator: torch.Generator, precision: DType = "float32"
+    config: ModelConfig,
+    ranks: Ranks,
+    generator: torch.Generator,
+    precision: DType = "float32",
+    weights: DType = "float32",
 ) -> CausalLM:
-    """Return this rank's part of a model with new float32 weights: those that `init_weights` gives one process.
+    """Return this rank's part of a model with new weights: those that `init_weights` gives one process.
 
     precision  what is computed with them
+    weights    what they are kept in; routers are float32 whatever it is
     """
     with torch.device("meta"):
-        whole, model = CausalLM(config), CausalLM(config)
+        whole, model = CausalLM(config), CausalLM(config).to(getattr(torch, weights))
     parallelize(model, ranks, policy_of(precision)).to_empty(device=ranks.device)
     state = model.state_dict()
     for name, value in initial_values(whole, generator):

@@ -47,6 +47,16 @@ def with_muon(precision: Precision, chunk_mib: int) -> Precision:
     return dataclasses.replace(precision, matrix_moments=precision.moments / 2, update=chunk_mib * 2**20)
 
 
+def with_states(precision: Precision, weights: str, moments: str, *, master: bool = False) -> Precision:
+    """Return what is held with the given `optim.weights` and `optim.moments`."""
+    bytes_of = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1 + 4 / 256, "dynamic8": 1 + 4 / 256}
+    kept = bytes_of[weights]
+    return dataclasses.replace(
+        precision, parameter=kept, gradient=min(kept, precision.gradient), moments=2 * bytes_of[moments],
+        master=4.0 if master and weights != "float32" else precision.master,
+    )  # fmt: skip
+
+
 PRECISIONS = {
     "float32": Precision(
         compute="float32", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=True, chunked_loss=True

@@ -127,6 +127,7 @@ class Training:
         """Whether this process writes what is not sharded."""
         if model is None:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
+            model.to(getattr(torch, recipe.optim.weights))
         self.device = model.model.norm.weight.device
         self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.shards)
         self.fp8 = Fp8Layers(model, recipe.train.fp8) if recipe.train.precision == "fp8" else None

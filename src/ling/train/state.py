@@ -1,5 +1,5 @@
 """What a run needs to go on exactly where it stopped: weights, moments, snapshots, step. Nothing else is kept:
-batches are a function of the seed and the step, and no random numbers are drawn in between.
+batches are a function of the seed and the step, noise is one of a seed and the number of updates.
 """
 
 import math
@@ -14,6 +14,7 @@ from ling.config.training import OptimConfig
 from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.optim.build import build_optimizer, state_tensors
+from ling.optim.interchange import convert_, stored_as_wanted
 from ling.optim.patterns import freeze_
 from ling.optim.spikes import SpikeGuard
 from ling.train.averaging import SnapshotMean
@@ -42,14 +43,17 @@ class TrainState:
         return named | {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
 
     def facts(self) -> dict[str, Any]:
-        return {"step": self.step, "snapshots": self.snapshots.count, "skip": self.guard.state()}
+        return {
+            "step": self.step, "updates": self.optimizer.updates, "snapshots": self.snapshots.count,
+            "skip": self.guard.state(),
+        }  # fmt: skip
 
     def restore(self, source: DcpSource) -> None:
         """Take over a checkpoint of the same model; CheckpointError if anything is missing or of another shape."""
         self.step, self.snapshots.count = read_fact(source, "step", int), read_fact(source, "snapshots", int)
         wanted = {MODEL_PREFIX + name: value for name, value in self.model.state_dict().items()}
         if self.step:
-            wanted |= state_tensors(self.model, self.optimizer)
+            wanted |= stored_as_wanted(self.model, self.optimizer, source)
         if self.snapshots.count:
             self.snapshots.sums = {
                 name: torch.empty_like(value, dtype=torch.float32) for name, value in self.model.state_dict().items()
@@ -58,6 +62,10 @@ class TrainState:
         if (skip := source.facts().get("skip")) is not None:  # checkpoints before it came along have none
             self.guard.restore(skip, str(source.directory / FACTS_NAME))
         source.load_into(wanted, together=self.sharded)
+        if self.step:
+            convert_(self.model, self.optimizer, source)
+        # Noise depends on the number of updates; checkpoints before it came along used none.
+        self.optimizer.updates = read_fact(source, "updates", int) if "updates" in source.facts() else self.step
 
 
 def read_fact(source: DcpSource, key: str, kind: type[Number]) -> Number:

@@ -11,7 +11,7 @@ from ling.scaling.flops import count_flops
 from ling.scaling.layout import Layout, plan_layout, stage_layers
 from ling.scaling.memory import plan_memory
 from ling.scaling.parameters import count_parameters
-from ling.scaling.precision import PRECISIONS, with_muon
+from ling.scaling.precision import PRECISIONS, with_muon, with_states
 
 _MOST_RANKS = 16
 """Listed one by one."""
@@ -25,7 +25,8 @@ def describe(recipe: Recipe, directory: Path) -> str:
     layout = plan_layout(recipe.parallel, recipe.model, ranks, train.sequence_length)
     work, tokens = _workload(recipe, layout)
     flops = count_flops(recipe.model, work.sequence_length)
-    held = PRECISIONS[train.precision]
+    optim = recipe.optim
+    held = with_states(PRECISIONS[train.precision], optim.weights, optim.moments, master=optim.master_weights)
     if recipe.optim.method == "muon":
         held = with_muon(held, recipe.optim.muon.chunk_mib)
     memory = plan_memory(recipe.model, layout, work, held)

@@ -18,6 +18,7 @@ from ling.cli.train.data import Data, add_tokenizer, keep_tokenizer, open_data
 from ling.cli.train.display import Display
 from ling.cli.train.evaluate import Evaluation, summary
 from ling.cli.train.profile import Profile
+from ling.config.checks import needs_one_process
 from ling.config.recipe import Recipe
 from ling.distributed.process import Process, join_processes
 from ling.engine.bundled import bundled_directory
@@ -60,10 +61,11 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
     """
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    rounds = recipe.train.precision != "float32"  # which sharding does, on one rank as on many
+    # Which sharding does, on one rank as on many.
+    rounds = recipe.train.compute_dtype != recipe.optim.weights
     with join_processes(_device(recipe), as_group=rounds) as process:
-        if recipe.train.precision == "fp8" and process.world_size > 1:
-            raise ConfigError(f"train.precision fp8 is for one process, not {process.world_size}; use bfloat16")
+        for what in needs_one_process(recipe) if process.world_size > 1 else ():
+            raise ConfigError(f"{what} is for one process, not {process.world_size}; use another {what.split()[0]}")
         layout = plan_layout(recipe.parallel, recipe.model, process.world_size, recipe.train.sequence_length)
         if recipe.finetune.data or recipe.data.files:
             at_once = layout.data_parallel * recipe.train.micro_batch_size
@@ -150,8 +152,9 @@ def _build(recipe: Recipe, process: Process, ranks: Ranks | None) -> CausalLM:
     """Return new weights where they are trained: the whole model, or this rank's part."""
     generator = torch.Generator().manual_seed(recipe.train.seed)
     if ranks is not None:
-        return build_model(recipe.model, ranks, generator, recipe.train.compute_dtype)
-    return init_weights(CausalLM(recipe.model), generator).to(process.device)
+        return build_model(recipe.model, ranks, generator, recipe.train.compute_dtype, recipe.optim.weights)
+    model = init_weights(CausalLM(recipe.model), generator)
+    return model.to(process.device, getattr(torch, recipe.optim.weights))
 
 
 def _read_batches(data: Data, share: tuple[int, int], step: int) -> list[TrainBatch]:
