@@ -24,7 +24,7 @@ class CrossEntropy(NamedTuple):
     """(N,) bool, whether no token is more likely than the label; False where it is IGNORE."""
 
 
-@op(torch="ling.ops.torch.cross_entropy")
+@op(triton="ling.ops.triton.cross_entropy", torch="ling.ops.torch.cross_entropy")
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> CrossEntropy:
     """Score each row's next token under `softmax(hidden @ weight.T)`.
 

@@ -52,7 +52,7 @@ def moe_layer(
     return y, routing
 
 
-@op(torch="ling.ops.torch.moe", invariant="ling.ops.invariant.moe")
+@op(triton="ling.ops.triton.moe", torch="ling.ops.torch.moe", invariant="ling.ops.invariant.moe")
 def mix_experts(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Weight, down_proj: Weight) -> Tensor:
     """Send each token through its k experts and add up their outputs times `mix`.
 

@@ -31,6 +31,7 @@ class RouterRule(NamedTuple):
     routed_scaling_factor: float
 
 
+@op(triton="ling.ops.triton.router")
 def route(x: Tensor, weight: Tensor, expert_bias: Tensor | None, rule: RouterRule) -> Routing:
     """Score every expert in float32 and choose k per token.
 

@@ -52,18 +52,25 @@ def specialise(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(kernel.params):
         value = given[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        if parameter.is_constexpr or value is None or _is_one(value, parameter):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
             signature[parameter.name], whole = "*" + TYPES[value.dtype], True
         elif isinstance(value, int):
-            signature[parameter.name], whole = "i32" if abs(value) < 2**31 else "i64", value % 16 == 0
+            signature[parameter.name], whole = (
+                "i32" if abs(value) < 2**31 else "i64",
+                value % 16 == 0 and not parameter.do_not_specialize,
+            )
         else:
             signature[parameter.name], whole = "fp32", False
         if whole:
             attributes[(i,)] = [["tt.divisibility", 16]]
     return Launch(kernel, signature, constants, attributes, options)
+
+
+def _is_one(value: Any, parameter: Any) -> bool:
+    return isinstance(value, int) and value == 1 and not parameter.do_not_specialize
 
 
 def launches_of(name: str) -> dict[str, Launch]:

@@ -11,13 +11,18 @@ from torch import Tensor
 from ling.ops.attention import HeadShape
 from ling.ops.fp8_tensor import Fp8Tensor
 from ling.ops.rope import Rope
+from ling.ops.router import RouterRule
 from ling.ops.triton import (
+    adamw,
     attention_prologue,
+    cross_entropy,
     fp8_grouped_matmul,
     fp8_matmul,
+    gradient_norm,
     norm,
     quantize_block,
     quantize_tile,
+    router,
     rows,
     swiglu,
     weight_grad,
@@ -118,9 +123,57 @@ def rows_of_experts_and_back() -> None:
     rows.combine(bf16(R, H), order, k, torch.empty(N, k), BF16)
 
 
+def routing() -> None:
+    router.forward(bf16(N, H), torch.empty(E, H), torch.empty(E), RouterRule(k, 8, 4, 2.5))
+
+
+def routing_of_other_dtypes() -> None:
+    router.forward(bf16(N, H), bf16(E, H), torch.empty(E), RouterRule(k, 8, 4, 2.5))
+    router.forward(bf16(128, H), torch.empty(E, H), torch.empty(E), RouterRule(k, 8, 4, 2.5))
+    router.forward(torch.empty(N, H), torch.empty(E, H), None, RouterRule(k, 1, 1, 2.5))
+
+
 def sums_without_weights() -> None:
     order = rows.order_pairs(torch.empty(N, k, dtype=torch.int64), torch.empty(E, dtype=torch.int64), 1)
     rows.combine(bf16(R, H), order, k, None, BF16)
+
+
+def losses() -> None:
+    V = 157184
+    cross_entropy.cross_entropy_(bf16(N, V), labels(N), torch.empty(N), torch.empty(N, dtype=torch.bool), gradient=True)
+
+
+def losses_alone_and_in_float32() -> None:
+    for dtype, gradient in ((BF16, False), (torch.float32, True)):
+        logits, correct = torch.empty(N, 5000, dtype=dtype), torch.empty(N, dtype=torch.bool)
+        cross_entropy.cross_entropy_(logits, labels(N), torch.empty(N), correct, gradient=gradient)
+
+
+def labels(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int64)
+
+
+def update(weights: torch.dtype, moments: torch.dtype) -> None:
+    size = E * 2 * F * H
+    scale = torch.empty(size // 256) if moments == E4M3 else None
+    moment = adamw.Moment(torch.empty(size, dtype=moments), scale)
+    weight = torch.empty(size, dtype=weights)
+    step, key = torch.empty(()), 3 << 60
+    adamw.update_(weight, bf16(size), moment, moment, step, key, adamw.AdamWRule(1e-4, 0.9, 0.95, 1e-8, 0.1, True))
+
+
+def updates_in_few_bits() -> None:
+    update(BF16, E4M3)
+
+
+def updates_in_more_bits() -> None:
+    update(BF16, BF16)
+    update(torch.float32, torch.float32)
+
+
+def sums_of_squares() -> None:
+    with torch.device("cpu"):
+        gradient_norm.forward([torch.empty(5), bf16(5)])
 
 
 def weight_gradients() -> None:
@@ -149,8 +202,15 @@ LAUNCHES: dict[str, Callable[[], None]] = {
         fp8_product,
         fp8_products_of_experts,
         fp8_products_of_other_shapes,
+        routing,
+        routing_of_other_dtypes,
         rows_of_experts_and_back,
         sums_without_weights,
+        losses,
+        losses_alone_and_in_float32,
+        updates_in_few_bits,
+        updates_in_more_bits,
+        sums_of_squares,
         weight_gradients,
         weight_gradients_of_other_kinds,
     )

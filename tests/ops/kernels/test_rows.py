@@ -12,7 +12,7 @@ from ling.ops.fp8_tensor import Fp8Tensor
 from ling.ops.moe import mix_experts
 from ling.ops.router import count_experts
 from ling.ops.row_order import order_rows, pad_order
-from ling.ops.triton import moe, rows
+from ling.ops.triton import rows
 from ling.testing.tolerances import Tolerance, assert_close
 
 ROUTES = {
@@ -60,7 +60,7 @@ def test_experts_in_bfloat16_and_their_gradients_agree_with_the_reference(ids: T
         wanted = [t.to(t.dtype if t is mix else dtype).requires_grad_() for t in (x, mix, gate_up, down)]
         arguments = (wanted[0], ids, wanted[1], count_experts(ids, E), *wanted[2:])
         with use_backend(backend):
-            y = moe.forward(*arguments) if backend == "triton" else mix_experts(*arguments)
+            y = mix_experts(*arguments)
         results.append((y.detach(), *torch.autograd.grad(y, wanted, dy.to(dtype))))
     for name, got, exact in zip(("y", "dx", "dmix", "dgate_up", "ddown"), *results, strict=True):
         assert_close(got, exact, Tolerance(1e-6, 2**-5, "bfloat16 through two products"), name)

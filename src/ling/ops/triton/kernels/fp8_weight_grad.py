@@ -74,6 +74,8 @@ def columns(
     """
     _, _, m, k = _tile(M, K, BLOCK_M, BLOCK_K)
     begin, end = _group(offsets, S)
+    if offsets is not None:
+        begin, end = tl.multiple_of(begin, 128), tl.multiple_of(end, 128)
     num_tiles = (S + 127) // 128
     total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for first in range(begin, end, 128):

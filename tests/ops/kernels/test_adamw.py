@@ -1,0 +1,57 @@
+"""The kernel of AdamW against the optimizer's own update."""
+
+import pytest
+import torch
+from tests.ops.kernels.comparing import draw
+from torch import Tensor
+
+from ling.config.training import OptimConfig
+from ling.ops.noise import noise_key
+from ling.ops.triton.adamw import AdamWRule, Moment, update_, why_not
+from ling.optim.muon_adamw import MuonAdamW
+from ling.testing.tolerances import Tolerance, assert_close
+
+UPDATES = 4
+CASES = [
+    # weights, moments, rounding of weights
+    ("bfloat16", "fp8", "stochastic"),
+    ("bfloat16", "bfloat16", "stochastic"),
+    ("bfloat16", "float32", "nearest"),
+    ("float32", "float32", "stochastic"),
+    ("float32", "fp8", "stochastic"),
+]
+
+
+def moments_of(state: dict[str, Tensor]) -> tuple[Moment, Moment]:
+    mean, square = (Moment(state[key], state.get(f"{key}_scale")) for key in ("exp_avg", "exp_avg_sq"))
+    return mean, square
+
+
+@pytest.mark.parametrize(("weights", "moments", "rounding"), CASES)
+def test_an_update_is_that_of_the_optimizer_code_for_code(weights: str, moments: str, rounding: str) -> None:
+    """From the same state each time: one code on an edge would otherwise lead to others."""
+    optim = OptimConfig(
+        lr=1e-2, weights=weights, moments=moments, weight_rounding=rounding, rounding_seed=3, weight_decay=0.1
+    )
+    parameter = draw(0, 31, 163).to(getattr(torch, weights)).requires_grad_()  # 5,053: the last block is not whole
+    optimizer = MuonAdamW([{"params": [parameter], "weight_decay": 0.1}], optim, names={parameter: "w"})
+    rule = AdamWRule(1e-2, optim.beta1, optim.beta2, optim.eps, 0.1, rounding == "stochastic")
+    for update in range(UPDATES):
+        state = optimizer.state[parameter]
+        mine = {key: value.clone() for key, value in state.items()} | {"weight": parameter.detach().clone()}
+        gradient = draw(1 + update, 31, 163) * torch.logspace(-6, 2, 31)[:, None]
+        gradient[5] = 0
+        parameter.grad = gradient.to(parameter.dtype)
+        optimizer.step()
+        arguments = (mine["weight"], parameter.grad, *moments_of(mine), mine["step"])
+        assert why_not(*arguments) is None
+        update_(*arguments, noise_key(3, update, "w"), rule)
+        for key, expected in {**optimizer.state[parameter], "weight": parameter.detach()}.items():
+            if key == "step":
+                continue
+            got = mine[key]
+            if got.dtype == torch.float32 and not key.endswith("_scale"):
+                assert_close(got, expected, Tolerance(1e-9, 3e-6, "float32 in another order"), key)
+            else:
+                same = (got.float() == expected.float()).float().mean()  # a half, were the noise another
+                assert same > 0.998, f"{key}: {1 - same:.2%} differ in update {update}"
