@@ -13,6 +13,7 @@ from tests.engine.grammar_walks import (
     of_json,
 )
 
+from ling.engine import grammar_limits
 from ling.engine.request import StructuredOutputsParams
 from ling.errors import RequestError
 
@@ -96,6 +97,10 @@ WRONG = {
     "a huge repeat in a grammar": ({"grammar": 'start: "a"{999999}'}, "repeats something"),
     "a stop of a rule": ({"grammar": 'start: a "b"\na[stop="x"]: /.*/'}, "attribute stop"),
     "a temperature of a rule": ({"grammar": "start: a\na[lazy, temperature=0.5]: /.*/"}, "attribute temperature"),
+    "a stop of a rule that is inlined": ({"grammar": 'start: a "b"\n?a[stop="x"]: /.*/'}, "attribute stop"),
+    "a repeat behind quotes in regexes": ({"grammar": 'start: /"/~999999 "x"'}, "repeats something 999999"),
+    "a repeat behind a regex of two lines": ({"grammar": 'start: /a\n"/~999999 "x"'}, "repeats something 999999"),
+    "a repeat behind an escaped backslash": ({"regex": r"\\x{999999}"}, "repeats something 999999"),
     "a huge tilde in a grammar": ({"grammar": 'start: "a" ~ 1..999999'}, "repeats something"),
 }
 
@@ -115,7 +120,28 @@ def test_data_and_names_are_not_mistaken_for_keywords(compiler):
     of_json(compiler, {"const": {"$ref": "http://a.b", "minItems": 10**9}})
     of_json(compiler, {"properties": {"$ref": {"type": "string"}, "enum": SHORT, "minItems": SHORT}})
     compiler.compile(StructuredOutputsParams(grammar='start: "about ~20000 {99999}"'))
+    compiler.compile(StructuredOutputsParams(grammar='start: "a" // ~20000 "{99999}\n'))
     compiler.compile(StructuredOutputsParams(regex=r"\x{12345}"))
+
+
+SLOW_TO_READ = {
+    "blank lines": "\n" * 100_000 + "x",
+    "blanks in lines": " \n" * 50_000 + "x",
+    "blanks in a repeat": "start: A{1," + " " * 100_000 + "x",
+    "repeats left open": "start: A" + "{1," * 30_000,
+    "an open string": 'start: "' + '\\"' * 50_000,
+    "many open strings": 'start: "a\\' * 10_000,
+    "an open regex": "start: /" + "\\/" * 50_000,
+    "an open attribute": "a[" + "stop " * 20_000,
+    "open escapes": "start: /" + r"\x{" * 30_000,
+}
+
+
+@pytest.mark.parametrize("name", SLOW_TO_READ)
+def test_reading_a_grammar_takes_time_linear_in_its_length(name):
+    begin = time.perf_counter()
+    grammar_limits.check_lark(SLOW_TO_READ[name])
+    assert time.perf_counter() - begin < 1  # a quarter of an hour where a character is tried for each one before it
 
 
 JSON = st.recursive(

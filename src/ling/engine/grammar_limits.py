@@ -27,12 +27,18 @@ _DATA = ("const", "default", "example", "examples")
 """Keywords whose values are no schemas."""
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
 """Keywords whose values hold schemas under names of the person's own."""
-_REPEAT = re.compile(r"(?<!\\[xuUpP])\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}|~\s*(\d+)(?:\s*\.\.\s*(\d+))?")
-"""`{3}`, `{3,}`, `{3,5}`, and Lark's `~3` and `~3..5`; not `\\x{3}`."""
-
-_ATTRIBUTE = re.compile(r"^\s*[\w-]+\s*\[[^\]\n]*\b(stop|max_tokens|temperature)\s*=", re.MULTILINE)
+# What follows reads what strangers send, under Python's lock: no part of it may try a character twice, so every
+# repetition is possessive (`*+`), and what is left open is taken to its end.
+_REPEAT = re.compile(
+    r"\\[xuUpP]\{[^{}]*+\}|\\."
+    r"|\{\s*+(\d++)\s*+(?:,\s*+(\d*+)\s*+)?+\}"
+    r"|~\s*+(\d++)(?:\s*+\.\.\s*+(\d++))?+"
+)
+"""`{3}`, `{3,}`, `{3,5}`, and Lark's `~3` and `~3..5`; without groups, what is escaped: `\\x{3}`."""
+_ATTRIBUTE = re.compile(r"^[ \t]*+[?!]?+[\w-]++\s*+\[[^\]\n]*\b(stop|max_tokens|temperature)\s*+=", re.MULTILINE)
 """What would change the text or the sampling behind the engine's back."""
-_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"')
+_LEXEME = re.compile(r'(?P<string>"(?:\\.|[^"\\\n])*+"?)|(?P<regex>/(?:\\.|[^/\\])++/?)|(?P<comment>(?:#|//)[^\n]*+)')
+"""Of Lark, what may hold anything; a quote in a regex begins no string."""
 
 
 def to_json(value: object) -> str:
@@ -72,7 +78,7 @@ def check_regex(regex: str, name: str) -> None:
 
 def check_lark(lark: str) -> None:
     _check_bytes(lark, MOST_LARK_BYTES, "the grammar")
-    rules = _STRING.sub('""', lark)
+    rules = _LEXEME.sub(lambda found: found["regex"] or ('""' if found["string"] else ""), lark)
     _check_repeats(rules, "the grammar")
     if found := _ATTRIBUTE.search(rules):
         raise RequestError(f"the grammar gives a rule the attribute {found[1]}, which is not supported here")
