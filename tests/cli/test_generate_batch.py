@@ -1,6 +1,8 @@
 """`ling generate --input`: every line is answered once, whatever stops the run, and bad lines harm only themselves."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -212,8 +214,32 @@ def test_two_runs_do_not_write_one_file(files: Files) -> None:
     holder = AnswerFile(files.output)
     with pytest.raises(ConfigError, match="being written by another run"):
         files.run()
+    holder.append({"index": 0, "text": "the first run's", "fingerprint": "x"})
     holder.close()
+    assert [answer["text"] for answer in files.answers] == ["the first run's"]
+
+
+def test_a_run_without_answers_leaves_no_file(files: Files) -> None:
+    AnswerFile(files.output).close()
     assert not files.output.exists()
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_fitted(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.ask({"prompt": "abc"}, {"prompt": "def"})
+    write = os.write
+
+    def write_once(descriptor: int, data: bytes) -> int:
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")) == files.output and os.fstat(descriptor).st_size:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_once)
+    with pytest.raises(ConfigError, match=r"answers\.jsonl: Disk quota exceeded"):
+        files.run()
+    monkeypatch.undo()
+    assert len(files.answers) == 1
+    files.run()
+    assert sorted(files.by_index) == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class AnswerFile:
         self.path = path
         self.answered: dict[int, str] = {}
         self.was_torn = False
+        self._is_ours = False
         if path.exists() and not path.is_file():
             raise ConfigError(f"--output {path} must be a file")
         try:
@@ -35,6 +36,7 @@ class AnswerFile:
             raise ConfigError(f"cannot write {path}: {error.strerror}") from None
         try:
             self._lock()
+            self._is_ours = True
             if restart:
                 os.ftruncate(self._descriptor, 0)
             self._read()
@@ -43,16 +45,21 @@ class AnswerFile:
             raise
 
     def append(self, answer: Mapping[str, Any]) -> None:
-        """Write one line."""
+        """Write one line. Raises ConfigError if there is no room, or no disk any more; lines before it stay."""
         line = json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         assert line.startswith(_BEGINNING), line[:40]
-        written = os.write(self._descriptor, line)
-        while written < len(line):  # the system took a part: a full disk says so now
-            written += os.write(self._descriptor, line[written:])
+        try:
+            written = os.write(self._descriptor, line)
+            while written < len(line):  # the system took a part: a full disk says so now
+                written += os.write(self._descriptor, line[written:])
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write {self.path}: {error.strerror}; the same command goes on from there"
+            ) from None
 
     def close(self) -> None:
-        """Let go of the file; one without answers is removed."""
-        if not os.fstat(self._descriptor).st_size:
+        """Let go of the file; one without answers is removed, unless another run is about to fill it."""
+        if self._is_ours and not os.fstat(self._descriptor).st_size:
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
