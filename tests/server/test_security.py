@@ -174,6 +174,15 @@ def test_10_headers_are_bounded(guarded):
     assert b" 400 " in send(guarded, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 60_000)
 
 
+def test_10_what_is_no_http_gets_an_error_of_the_api(guarded):
+    for sent in (b"\x16\x03\x01\r\n\r\n", HEAD + b"Host: localhost\r\n\r\n",
+                 HEAD + JSON + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"):  # fmt: skip
+        head, _, body = send(guarded, sent).partition(b"\r\n\r\n")
+        assert b" 400 " in head.split(b"\r\n")[0]
+        assert b"content-type: application/json" in head.lower()
+        assert b'"type":"invalid_request_error"' in body
+
+
 def test_10_json_cannot_be_nested_without_end(live):
     for body in ("[" * 100_000, '{"a":' * 100_000, '{"messages": ' + "[" * 5000 + "]" * 5000 + "}"):
         answer = live.http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
@@ -195,12 +204,33 @@ def test_10_connections_are_bounded(guarded):
     held = [socket.create_connection((host, int(port))) for _ in range(8)]
     time.sleep(0.1)
     try:
-        assert httpx.get(f"{guarded.url}/health").status_code == 503
+        crowded = httpx.get(f"{guarded.url}/health")
+        assert (crowded.status_code, crowded.headers["retry-after"]) == (503, "1")
+        assert crowded.json()["error"]["type"] == "service_unavailable_error"
     finally:
         for connection in held:
             connection.close()
     time.sleep(0.1)
     assert httpx.get(f"{guarded.url}/health").status_code == 200
+
+
+def test_10_a_client_that_takes_no_answer_is_cut_off(guarded, pretend):
+    """Closing alone would wait for it for ever, and connections are counted."""
+    pretend.answer = lambda id, n: [
+        Delta(request_id=id, index=0, text="x" * 20_000_000, token_ids=[1], finish_reason="stop")
+    ]
+    body = json.dumps({"messages": MESSAGES}).encode()
+    host, port = guarded.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(HEAD + JSON + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        connections = guarded.server.server_state.connections
+        deadline = time.monotonic() + 5
+        while not connections or not any(c.transport.get_write_buffer_size() for c in connections):
+            assert time.monotonic() < deadline, "no answer began"
+            time.sleep(0.01)
+        while connections:
+            assert time.monotonic() < deadline, "the connection is still held"
+            time.sleep(0.05)
 
 
 def routes(service):
@@ -252,7 +282,13 @@ def test_13_what_is_cached_is_shared_within_a_key_alone(guarded, pretend):
 
 
 def test_14_pages_of_other_origins_are_kept_out(guarded, live):
-    for origin in ("https://evil.example", "null", "http://localhost:1", "https://good.example.evil.example"):
+    for origin in (
+        "https://evil.example",
+        "null",
+        "http://[",
+        "http://localhost:1",
+        "https://good.example.evil.example",
+    ):
         answer = guarded.http.post("/v1/chat/completions", json={"messages": MESSAGES}, headers={"Origin": origin})
         assert answer.status_code == 403, origin
         assert "access-control-allow-origin" not in answer.headers

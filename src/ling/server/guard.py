@@ -109,7 +109,7 @@ class Guard:
         origin, allowed = headers.get("origin"), self.settings.allowed_origins
         if origin is None or "*" in allowed or origin in allowed:
             return
-        if urlsplit(origin).netloc != headers.get("host"):
+        if _host_of(origin) != headers.get("host"):
             raise ApiError("web pages of this origin may not use this server (--allowed-origins)", status=403)
 
     def _check_key(self, authorization: str) -> str:
@@ -158,6 +158,14 @@ class Guard:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _host_of(origin: str) -> str:
+    """Return an origin's host and port as they are spelt; "" if it has none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # brackets without an address in them
+        return ""
 
 
 def _without_port(host: str) -> str:

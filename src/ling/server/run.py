@@ -8,14 +8,12 @@ import asyncio
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ling.errors import ConfigError
 from ling.server.app import build_app
+from ling.server.protocol import protocol
 from ling.server.service import Service
 from ling.server.settings import ServerSettings
 
@@ -54,8 +52,8 @@ class Server(uvicorn.Server):
         settings = service.settings
         self._service, self._taken = service, taken
         config = uvicorn.Config(
-            build_app(service), http=_protocol(settings), ws="none", lifespan="off", log_config=None,
-            access_log=False, server_header=False, proxy_headers=False, limit_concurrency=settings.max_connections,
+            build_app(service), http=protocol(settings), ws="none", lifespan="off", log_config=None,
+            access_log=False, server_header=False, proxy_headers=False,
             h11_max_incomplete_event_size=settings.max_header_bytes + 4096,  # its request line included
             timeout_keep_alive=max(1, round(settings.read_seconds)),
             timeout_graceful_shutdown=int(settings.shutdown_seconds + _AFTER_DRAIN_SECONDS + 1),
@@ -73,50 +71,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         await draining
         self._service.workers.shutdown(wait=False, cancel_futures=True)
-
-
-def _protocol(settings: ServerSettings) -> type[H11Protocol]:
-    """Return uvicorn's HTTP/1.1, with a limit on how long the headers of a request may take."""
-
-    class PatientProtocol(H11Protocol):
-        _waiting: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > 2 * settings.max_connections:
-                transport.abort()  # connections that never send a request must not use up the process's files
-            self._wait()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._wait()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._wait()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
-            super().connection_lost(exc)
-
-        def _wait(self) -> None:
-            """Run the clock exactly while the headers of a request are awaited."""
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-                self._stop_waiting()
-            elif self._waiting is None:
-                self._waiting = self.loop.call_later(settings.read_seconds, self._give_up)
-
-        def _stop_waiting(self) -> None:
-            if self._waiting is not None:
-                self._waiting.cancel()
-                self._waiting = None
-
-        def _give_up(self) -> None:
-            self._waiting = None
-            if not self.transport.is_closing():
-                self.transport.close()
-
-    return PatientProtocol
 
 
 def run(service: Service, taken: socket.socket, ready: Callable[[str], None] = lambda _: None) -> None:
