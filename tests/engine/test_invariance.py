@@ -88,6 +88,12 @@ def test_the_bits_of_a_request_do_not_depend_on_anything_else(alone: list[tuple]
     assert again == alone
 
 
+def test_a_cache_of_codes_keeps_the_promise_too() -> None:
+    """The kernels do not read codes, so rows are padded; what else they can run must not be chosen by row count."""
+    options = {"kv_cache_dtype": "fp8", "enable_prefix_caching": False}
+    assert bits(llm(**options), list(range(32)))[31] == bits(llm(**options), [31])[0]
+
+
 def test_the_promise_is_worth_making() -> None:
     """Without it, some bits do depend on the batch: the test above can fail."""
     plain = llm(batch_invariant=False)

@@ -5,7 +5,8 @@ import torch
 
 from ling.errors import BackendError
 from ling.ops.backend import use_backend
-from ling.ops.linear import grouped_linear
+from ling.ops.cpu import linear as cpu_linear
+from ling.ops.linear import grouped_linear, linear
 from ling.ops.norm import rms_norm
 
 ROWS, WEIGHTS, OFFSETS = torch.ones(2, 4), torch.ones(1, 4, 4), torch.tensor([2], dtype=torch.int32)
@@ -43,3 +44,14 @@ def test_forcing_ends_with_the_block() -> None:
 
 def test_ops_name_their_back_ends() -> None:
     assert grouped_linear.backends == ("reference", "torch")
+
+
+def test_what_is_faster_counts_only_where_nothing_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A choice by the number of rows would change the bits of a row under `invariant`."""
+    monkeypatch.setattr(cpu_linear, "why_not", lambda *_: None)
+    monkeypatch.setattr(cpu_linear, "rather_not", lambda x, *_: "many rows" if len(x) > 1 else None)
+    monkeypatch.setattr(cpu_linear, "forward", lambda x, *_: x)
+    rows, weight = torch.ones(2, 4), torch.ones(3, 4)
+    assert linear(rows, weight).shape == (2, 3)
+    with use_backend("invariant"):
+        assert linear(rows, weight) is rows

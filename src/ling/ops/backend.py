@@ -6,7 +6,8 @@ Each public op is a function whose body is the reference. Twins with the same si
     why_not(...)   None, or the reason why this call cannot take this path
     rather_not(...)  where it is defined: None, or the reason why another path is faster although this one could
 
-The first twin that can run, and would, is taken, otherwise the reference; the choice is logged once.
+The first twin that can run, and would, is taken, otherwise the reference; the choice is logged once. What a twin would
+rather not counts only while nothing is forced: it may depend on the number of rows.
 `use_backend("reference")` forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of
 that name keep their usual choice, so one name can be forced over a whole model. The back end `invariant` is never
 chosen, only forced: its results do not depend on what else is in the batch, which costs speed.
@@ -89,7 +90,7 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
                 return reference(*args, **kwargs)
             for backend, module in chosen_unasked.items():
                 reason = module.why_not(*args, **kwargs)
-                if reason is None and module in reluctant:
+                if reason is None and _forced is None and module in reluctant:
                     reason = module.rather_not(*args, **kwargs)
                 if reason is None:
                     return cast(T, module.forward(*args, **kwargs))
