@@ -94,6 +94,6 @@ class BlockPool:
 def extend_digests(digests: list[bytes], tokens: Sequence[int], block_size: int, salt: str) -> None:
     """Append the digest of every full block of `tokens` that `digests` lacks."""
     for index in range(len(digests), len(tokens) // block_size):
-        before = digests[-1] if digests else hashlib.sha256(salt.encode()).digest()
+        before = digests[-1] if digests else hashlib.sha256(salt.encode(errors="surrogatepass")).digest()
         content = array("q", tokens[index * block_size : (index + 1) * block_size]).tobytes()
         digests.append(hashlib.sha256(before + content).digest())

@@ -155,27 +155,31 @@ class Engine:
         """Run one step; return what it adds to each answer. Never raises for what a request or the model does."""
         begin = time.perf_counter()
         plan: dict[Sequence, int] = {}
+        deltas: list[Delta] = []
         try:
             plan = self.scheduler.schedule()
             if not plan:
                 return []
-            deltas = self._run(plan, begin)
+            self._run(plan, begin, deltas)
         except Exception as error:
-            deltas = self._fail_step(plan, error)
+            deltas += self._fail_step(plan, error)
         self.stats.steps += 1
         self.stats.seconds += time.perf_counter() - begin
         self.stats.preemptions = self.scheduler.num_preempted
         self.stats.queried_tokens, self.stats.cached_tokens = self.scheduler.num_queried, self.scheduler.num_found
-        return deltas
+        return [d for d in deltas if d.token_ids or d.text or d.finish_reason or d.prompt_logprobs]
 
-    def _run(self, plan: dict[Sequence, int], begin: float) -> list[Delta]:
+    def _run(self, plan: dict[Sequence, int], begin: float, deltas: list[Delta]) -> None:
+        """Run the rows of a plan; what that adds to answers goes into `deltas` as it comes, so that a failure behind
+        it cannot lose the end of an answer."""
         sequences = list(plan)
         only_decoding = all(not s.is_prefilling for s in sequences)
         tried = max(len(s.drafts) for s in sequences)
         for s in sequences:
             self._resume_drafting(s)
         hidden, finite = self._forward(sequences, plan)
-        deltas = [] if finite else self._fail_not_finite(sequences, hidden)
+        if not finite:
+            deltas += self._fail_not_finite(sequences, hidden)
         ready, prefilling = [], []
         for s, h in zip(sequences, hidden):
             if s.finished:
@@ -188,7 +192,7 @@ class Engine:
                 self._keep(s, h)
                 prefilling.append(s)
         choices = choose(self.runner, [s for s, _ in ready], [h for _, h in ready])
-        deltas += [self._advance(s, h, choice) for (s, h), choice in zip(ready, choices)]
+        deltas.extend(self._advance(s, h, choice) for (s, h), choice in zip(ready, choices))
         going = [s for s, _ in ready if not s.finished]
         made = self.draft_length.choose(max(1, len(going)))
         self._draft(going, prefilling, made)
@@ -196,7 +200,6 @@ class Engine:
             self.scheduler.publish(s)
         if only_decoding and going:
             self.draft_length.observe(len(going), tried, made, time.perf_counter() - begin)
-        return [d for d in deltas if d.token_ids or d.text or d.finish_reason or d.prompt_logprobs]
 
     def _forward(self, sequences: list[Sequence], plan: dict[Sequence, int]) -> tuple[list[Tensor], bool]:
         """Run the planned rows of each sequence; return its hidden states (n, H), and whether all are finite."""
@@ -300,5 +303,6 @@ class Engine:
     def _fail_step(self, plan: dict[Sequence, int], error: Exception) -> list[Delta]:
         logger.error("a step of %d answers failed", len(plan), exc_info=error)
         wrapped = StepError(f"the step failed: {type(error).__name__}")
-        victims = [s for s in plan or [*self.scheduler.running] if not s.finished]
+        # Where nothing could even be planned and nobody runs, the cause is among those who wait.
+        victims = [s for s in plan or [*self.scheduler.running] or [*self.scheduler.waiting] if not s.finished]
         return [self._fail(s, wrapped) for s in victims]

@@ -89,18 +89,18 @@ class Scheduler:
 
     def _admit(self, rows: dict[Sequence, int], budget: int) -> None:
         passed: list[Sequence] = []
-        while self.waiting and budget and len(self.running) < self.most:
-            sequence = self.waiting.popleft()
-            if self._waits_for_another(sequence):
-                passed.append(sequence)
-                continue
-            if not self._give_blocks(sequence):
-                passed.append(sequence)
-                break
-            self.running.append(sequence)
-            rows[sequence] = count = min(sequence.num_new, budget)
-            budget -= count
-        self.waiting.extendleft(reversed(passed))
+        try:
+            while self.waiting and budget and len(self.running) < self.most:
+                passed.append(sequence := self.waiting.popleft())
+                if self._waits_for_another(sequence):
+                    continue
+                if not self._give_blocks(sequence):
+                    break
+                self.running.append(passed.pop())
+                rows[sequence] = count = min(sequence.num_new, budget)
+                budget -= count
+        finally:  # whatever went wrong: who is not running waits, and is still known
+            self.waiting.extendleft(reversed(passed))
 
     def _waits_for_another(self, sequence: Sequence) -> bool:
         """Whether its prompt is being computed by an answer to the same prompt."""

@@ -1,0 +1,59 @@
+"""Faults at odd moments: every answer still gets its end, and nobody is forgotten."""
+
+import pytest
+
+from ling.config.engine import EngineConfig
+from ling.engine.core import Engine
+from ling.engine.request import SamplingParams
+from ling.testing.models import tiny_model
+from ling.testing.text import IdTokenizer
+
+MODEL = tiny_model(seed=1)
+PROMPT = [5, 6, 7, 8, 9]
+
+
+def engine() -> Engine:
+    return Engine(MODEL, IdTokenizer(128), EngineConfig(block_size=4))
+
+
+def ends(engine: Engine, most_steps: int = 40) -> dict[str, str]:
+    found = {}
+    for _ in range(most_steps):
+        found |= {d.request_id: d.finish_reason for d in engine.step() if d.finish_reason}
+    assert not engine.has_work
+    engine.blocks.check([])
+    return found
+
+
+def test_a_salt_may_be_any_string_even_half_a_character() -> None:
+    own = engine()
+    own.add("odd", PROMPT, SamplingParams(), salt="\ud800")
+    own.add("plain", PROMPT, SamplingParams())
+    assert ends(own) == {"odd": "length", "plain": "length"}
+
+
+def test_who_waits_when_scheduling_fails_is_told_instead_of_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = engine()
+    own.add("a", PROMPT, SamplingParams())
+    own.add("b", PROMPT, SamplingParams())
+
+    def fail(_: object) -> list[int]:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(own.blocks, "match", fail)
+    assert ends(own) == {"a": "error", "b": "error"}
+    monkeypatch.undo()
+    own.add("a", PROMPT, SamplingParams())
+    assert ends(own) == {"a": "length"}
+
+
+def test_a_step_that_fails_at_its_end_does_not_lose_the_ends_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = engine()
+    own.add("short", PROMPT, SamplingParams(max_tokens=1))
+    own.add("long", PROMPT, SamplingParams(max_tokens=20))
+
+    def fail(_: int) -> int:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(own.draft_length, "choose", fail)
+    assert ends(own) == {"short": "length", "long": "error"}
