@@ -101,3 +101,18 @@ def test_one_prompt_too_many_is_refused_and_none_is_run(live):
     for prompt in ([], [PROMPT] * 65, [PROMPT, ""], [PROMPT, [1]], "", [-1], [10**6], [True]):
         answer = live.post("/v1/completions", prompt=prompt)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt"), prompt
+
+
+def test_a_small_request_cannot_ask_for_a_huge_answer(live):
+    prompts = {"prompt": [[5] * 500] * 64, "max_tokens": 1}
+    answer = live.post("/v1/completions", **prompts, echo=True, logprobs=20, n=16)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")
+    assert "10752000 log-probabilities" in answer.json()["error"]["message"]
+    assert live.post("/v1/completions", prompt=[5] * 500, max_tokens=1, echo=True, logprobs=20, n=2).status_code == 200
+
+
+def test_every_answer_begins_with_its_judged_prompt(live):
+    choices = live.post("/v1/completions", prompt=PROMPT, echo=True, logprobs=2, n=3, max_tokens=1).json()["choices"]
+    length = len(live.service.tokenizer.encode(PROMPT))
+    assert len({str(choice["logprobs"]["top_logprobs"][:length]) for choice in choices}) == 1
+    assert [len(choice["logprobs"]["tokens"]) for choice in choices] == [length + 1] * 3

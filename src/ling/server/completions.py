@@ -1,5 +1,6 @@
 """Answers of `/v1/completions`, streamed or whole. Whole ones are joined from what would have been streamed."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ class CompletionAnswers:
         self._usage = Usage([len(prompt.ids) for prompt in prompts])
         self._judged: dict[int, list[TokenLogprobs | None]] = {}
         """Logprobs of prompts, by their index; they come with the first answer."""
+        self._spelt: dict[int, dict[str, Any]] = {}
+        """The same as the echo of each answer has them."""
         skip = request.skip_special_tokens
         self._choices = [
             _Choice(self._length_of_echo(prompt), IncrementalDetokenizer(tokenizer, skip_special=skip))
@@ -73,7 +76,7 @@ class CompletionAnswers:
                 choice = self._choices[index]
                 if not choice.began:
                     choice.began = True
-                    yield index, self._piece_of_prompt(at, item.index == 0)
+                    yield index, await self._piece_of_prompt(at, item.index == 0)
                 yield index, self._piece(choice, item)
         assert not waiting, "the engine ended without judging the prompt"
 
@@ -81,24 +84,29 @@ class CompletionAnswers:
     def _judges_prompt(self) -> bool:
         return self._request.prompt_logprobs is not None or (self._request.echo and self._request.logprobs is not None)
 
-    def _piece_of_prompt(self, prompt_index: int, is_first_answer: bool) -> dict[str, Any]:
+    async def _piece_of_prompt(self, prompt_index: int, is_first_answer: bool) -> dict[str, Any]:
         prompt, request = self._prompts[prompt_index], self._request
         piece: dict[str, Any] = {"text": "", "logprobs": None, "finish_reason": None}
         judged = self._judged.get(prompt_index)
         if request.echo:
             piece["text"] = self._echo(prompt)
             if request.logprobs is not None and judged is not None:
-                offsets, text = [], IncrementalDetokenizer(self._tokenizer)
-                length = 0
-                for id in prompt.ids:
-                    offsets.append(length)
-                    length += len(text.push(id))
-                piece["logprobs"] = self._speller.completion(prompt.ids, judged, offsets, request.logprobs)
+                if prompt_index not in self._spelt:  # beside the event loop: long prompts take seconds
+                    spelling = asyncio.to_thread(self._spell_echo, prompt, judged, request.logprobs)
+                    self._spelt[prompt_index] = await spelling
+                piece["logprobs"] = self._spelt[prompt_index]
         if request.return_token_ids:
             piece["prompt_token_ids"] = prompt.ids
         if request.prompt_logprobs is not None and judged is not None and is_first_answer:
-            piece["prompt_logprobs"] = self._speller.prompt(judged)
+            piece["prompt_logprobs"] = await asyncio.to_thread(self._speller.prompt, judged)
         return piece
+
+    def _spell_echo(self, prompt: Prompt, judged: list[TokenLogprobs | None], num_top: int) -> dict[str, Any]:
+        offsets, text, length = [], IncrementalDetokenizer(self._tokenizer), 0
+        for id in prompt.ids:
+            offsets.append(length)
+            length += len(text.push(id))
+        return self._speller.completion(prompt.ids, judged, offsets, num_top)
 
     def _piece(self, choice: "_Choice", delta: Delta) -> dict[str, Any]:
         piece: dict[str, Any] = {"text": delta.text, "logprobs": None, "finish_reason": None}

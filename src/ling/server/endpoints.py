@@ -9,9 +9,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from ling.server.chat import ChatAnswers
 from ling.server.completions import CompletionAnswers
@@ -128,4 +128,5 @@ async def _answer(
         body = await answers.whole(session.deltas())
     finally:
         session.close()
-    return JSONResponse(body)
+    # Not by JSONResponse: a body of a hundred megabytes would hold the event loop for seconds.
+    return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")

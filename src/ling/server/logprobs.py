@@ -14,6 +14,7 @@ class LogprobSpeller:
 
     def __init__(self, tokenizer: Tokenizer, *, as_ids: bool = False) -> None:
         self._tokenizer, self._as_ids = tokenizer, as_ids
+        self._texts: dict[int, str] = {}
 
     def chat(self, steps: list[TokenLogprobs], num_top: int) -> list[dict[str, Any]]:
         """Spell as `choices[].logprobs.content`; of each step the chosen token and the `num_top` most likely."""
@@ -42,7 +43,9 @@ class LogprobSpeller:
         return [None if step is None else {str(id): _spell(entry) for id, entry in step.items()} for step in steps]
 
     def token(self, id: int) -> str:
-        return f"token_id:{id}" if self._as_ids else self._tokenizer.decode([id])
+        if (text := self._texts.get(id)) is None:
+            text = self._texts[id] = f"token_id:{id}" if self._as_ids else self._tokenizer.decode([id])
+        return text
 
     def _token(self, id: int, step: TokenLogprobs) -> dict[str, Any]:
         data = list(self._tokenizer.token_bytes(id))

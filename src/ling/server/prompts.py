@@ -9,6 +9,9 @@ from ling.server.schema import ChatRequest, CompletionRequest, Message, Tokenize
 from ling.server.schema.chat import TemplateOptions
 from ling.tokenizer import Tokenizer, encode_chat
 
+MOST_JUDGED = 2**22
+"""Log-probabilities of prompts in one answer, about 100 MB of JSON: twenty for each token of a context of 128K."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -47,6 +50,21 @@ def completion_prompts(tokenizer: Tokenizer, request: CompletionRequest) -> list
             raise ApiError("prompt must not be empty", param="prompt")
         check_ids(tokenizer, prompt.ids, "prompt")
     return prompts
+
+
+def check_judged(request: ChatRequest | CompletionRequest, prompts: Sequence[Prompt]) -> None:
+    """Refuse to judge prompts where that makes an answer of hundreds of megabytes out of a small request."""
+    tokens = sum(len(prompt.ids) for prompt in prompts)
+    asked = {"prompt_logprobs": (request.prompt_logprobs, 1)}
+    if isinstance(request, CompletionRequest) and request.echo:
+        asked["logprobs"] = request.logprobs, request.n  # each answer begins with its prompt
+    for name, (top, times) in asked.items():
+        if top is not None and (count := tokens * (top + 1) * times) > MOST_JUDGED:
+            raise ApiError(
+                f"{name} {top} of {tokens} prompt tokens is {count} log-probabilities in one answer; at most "
+                f"{MOST_JUDGED} are given: ask for fewer, or of fewer prompts at once",
+                param=name,
+            )
 
 
 def _several(prompt: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from ling.engine.request import SamplingParams
 from ling.server.constraints import constraint_of
 from ling.server.errors import ApiError
 from ling.server.metrics import Metrics
-from ling.server.prompts import Prompt, smallest_length
+from ling.server.prompts import Prompt, check_judged, smallest_length
 from ling.server.sampling import SamplingDefaults, sampling_params
 from ling.server.schema import ChatRequest, CompletionRequest
 from ling.server.settings import ServerSettings
@@ -67,6 +67,7 @@ class Service:
         length = max(len(prompt.ids) for prompt in prompts)
         if (room := self.max_model_len - length) < 1:
             raise self._too_long(str(length))
+        check_judged(request, prompts)
         params = sampling_params(request, self.defaults, room=room, structured_outputs=constraint)
         for prompt in prompts:
             self.engine.engine.check(prompt.ids, params)
