@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_items
+from benchmarks import gpu_items, gpu_kernels
 from benchmarks.results import save
 
 # Name, seconds it may take, what it does. The first two judge all others.
@@ -26,6 +26,9 @@ ITEMS: list[tuple[str, float, Callable[[], dict[str, Any]]]] = [
     ("decode-ling-mini-bf16", 100, gpu_items.decode),
     ("prefill-ling-mini-bf16-2k", 60, gpu_items.prefill),
     ("train-step-ling-mini-4-layers-bf16", 60, gpu_items.train_step),
+    ("kernels-products-of-experts", 60, gpu_kernels.products),
+    ("kernels-experts-fp8-and-bf16", 40, gpu_kernels.experts),
+    ("kernels-bound-by-memory", 60, gpu_kernels.memory_bound_kernels),
 ]
 TEST_SECONDS = 200.0
 

@@ -1,4 +1,8 @@
-"""What the tests of kernels share: making inputs, and comparing bytes and bfloat16 values."""
+"""What the tests of kernels share: making inputs, and comparing bytes and bfloat16 values.
+
+The same tests run in the interpreter and, collected once more by tests/gpu, on a GPU: inputs are made on the default
+device.
+"""
 
 import torch
 from torch import Tensor
@@ -10,8 +14,12 @@ KERNEL_16 = Tolerance(1e-6, 2**-6, "bfloat16 results: half a dozen roundings of 
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return here((torch.randn(shape, generator=generator, device="cpu") * scale).to(dtype))
+
+
+def here(x: Tensor) -> Tensor:
+    return x.to(torch.get_default_device())
 
 
 def same_bytes(got: Tensor, expected: Tensor) -> None:

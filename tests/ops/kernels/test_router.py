@@ -53,12 +53,20 @@ def test_routing_and_its_gradients_agree_with_the_reference(
 @pytest.mark.parametrize("rule", [*RULES.values(), RouterRule(2, 8, 4, 2.5)], ids=[*RULES, "groups of two"])
 def test_the_lowest_index_wins_ties_of_experts_and_of_groups(rule: RouterRule) -> None:
     """A unit weight hands scores through, of which half a dozen values stand for 16 experts."""
-    logits = torch.randint(-3, 3, (50, 16), generator=torch.Generator().manual_seed(0)).float()
+    logits = (draw(0, 50, 16) * 1.5).round() + 0.25  # of -a and a the sigmoids add up to 1, or nearly
     bias = torch.tensor([0.0, -1.5]).repeat(8)  # also below zero, where masked experts must not win
     with use_backend("triton"):
         got = route(logits, torch.eye(16), bias, rule)
     with use_backend("reference"):
         compare(got, route(logits, torch.eye(16), bias, rule))
+
+
+def test_without_gradients_it_routes_the_same() -> None:
+    x, weight = draw(0, 5, 40).requires_grad_(), draw(1, 16, 40)
+    with use_backend("triton"):
+        expected = route(x, weight, None, RULES["published"])
+        with torch.no_grad():
+            compare(route(x, weight, None, RULES["published"]), expected)
 
 
 def test_what_it_cannot_route_it_says() -> None:

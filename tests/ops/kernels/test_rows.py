@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.ops.kernels.comparing import draw, same_bytes, tolerance
+from tests.ops.kernels.comparing import draw, here, same_bytes, tolerance
 from torch import Tensor
 
 from ling.ops.backend import use_backend
@@ -27,6 +27,7 @@ ROUTES = {
 @pytest.mark.parametrize("multiple", [1, 16])
 @pytest.mark.parametrize("ids", ROUTES.values(), ids=ROUTES)
 def test_pairs_are_ordered_as_by_a_stable_sort(ids: Tensor, multiple: int) -> None:
+    ids = here(ids)
     counts = count_experts(ids, 5)
     expected = pad_order(order_rows(ids, counts), ids, counts, multiple)
     for got, wanted in zip(rows.order_pairs(ids, counts, multiple), expected, strict=True):
@@ -36,6 +37,7 @@ def test_pairs_are_ordered_as_by_a_stable_sort(ids: Tensor, multiple: int) -> No
 
 @pytest.mark.parametrize("ids", ROUTES.values(), ids=ROUTES)
 def test_rows_are_gathered_with_their_scales_and_added_up_again(ids: Tensor) -> None:
+    ids = here(ids)
     N, k = ids.shape
     order = pad_order(order_rows(ids, count_experts(ids, 5)), ids, count_experts(ids, 5), 16)
     x = draw(0, N, 200, dtype=torch.bfloat16)
@@ -52,6 +54,7 @@ def test_rows_are_gathered_with_their_scales_and_added_up_again(ids: Tensor) -> 
 
 @pytest.mark.parametrize("ids", [ROUTES["a few"], ROUTES["one token"]], ids=["a few", "one token"])
 def test_experts_in_bfloat16_and_their_gradients_agree_with_the_reference(ids: Tensor) -> None:
+    ids = here(ids)
     (N, k), E, H, F = ids.shape, 4, 32, 16
     inputs = [draw(0, N, H), draw(1, N, k).abs(), draw(2, E, 2 * F, H), draw(3, E, H, F), draw(4, N, H)]
     x, mix, gate_up, down, dy = (t if i == 1 else t.bfloat16() for i, t in enumerate(inputs))
@@ -71,7 +74,7 @@ def test_experts_in_bfloat16_and_their_gradients_agree_with_the_reference(ids: T
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_experts_in_fp8_and_their_gradients_are_those_of_the_composition(rule: Fp8Rule, dtype: torch.dtype) -> None:
-    ids, E, H, F = ROUTES["a few"], 4, 48, 128
+    ids, E, H, F = here(ROUTES["a few"]), 4, 48, 128
     inputs = [draw(0, 5, H), draw(1, 5, 2).abs(), draw(2, E, 2 * F, H) / 7, draw(3, E, H, F) / 11, draw(4, 5, H)]
     x, mix, gate_up, down, dy = (t if i == 1 else t.to(dtype) for i, t in enumerate(inputs))
     results = []

@@ -44,18 +44,13 @@ class _Route(torch.autograd.Function):
         ctx.save_for_backward(x, weight, logits, ids)
         ctx.rule = rule
         ctx.mark_non_differentiable(ids, counts)
-        ctx.set_materialize_grads(False)
         return logits, ids, weights, counts
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, dlogits: Tensor | None, _ids: Any, dweights: Tensor | None, _counts: Any
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dlogits: Tensor, _ids: Any, dweights: Tensor, _counts: Any) -> tuple[Tensor | None, ...]:
         x, weight, logits, ids = ctx.saved_tensors
-        total = torch.zeros_like(logits) if dlogits is None else dlogits.clone()
-        if dweights is not None:
-            total.scatter_add_(1, ids, _through_scores(dweights, logits.gather(1, ids), ctx.rule))
+        total = dlogits.scatter_add(1, ids, _through_scores(dweights, logits.gather(1, ids), ctx.rule))
         dx = (total @ at_least_float32(weight)).to(x.dtype) if ctx.needs_input_grad[0] else None
         dweight = (total.t() @ at_least_float32(x)).to(weight.dtype) if ctx.needs_input_grad[1] else None
         return dx, dweight, None, None
