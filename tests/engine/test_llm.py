@@ -171,7 +171,7 @@ def test_log_probabilities_are_the_models_whatever_is_drafted_and_however_it_is_
         ([], "the prompt is empty"),
         ([5, 128], "token id 128 is not in a vocabulary of 128"),
         ([5, -1], "token id -1 is not in a vocabulary of 128"),
-        ([5, True], "token id True is not in"),
+        ([5, True], "a token id of a prompt must be a whole number, got True"),
     ],
 )
 def test_prompts_that_cannot_be_run_say_why(prompt: list[int], message: str) -> None:

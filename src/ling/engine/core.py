@@ -117,6 +117,7 @@ class Engine:
         if params.structured_outputs is not None and grammar is None:
             raise RequestError("structured_outputs must be compiled before the engine takes the request")
         tokens = list(prompt)
+        room = self.max_model_len - len(tokens)
         seed = derive_seed(self.config.seed, self._num_requests) if params.seed is None else params.seed
         self._num_requests += 1
         stops = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(self.stop_ids))
@@ -129,7 +130,7 @@ class Engine:
                     params=params,
                     tokens=list(tokens),
                     num_prompt=len(tokens),
-                    max_new=min(params.max_tokens, self.max_model_len - len(tokens)),
+                    max_new=room if params.max_tokens is None else min(params.max_tokens, room),
                     seed=seed,
                     text=AnswerText(self.tokenizer, params),
                     stop_ids=stops,

@@ -6,9 +6,10 @@ import difflib
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from ling.checkpoint.hub import resolve_checkpoint
 from ling.config.engine import EngineConfig
+from ling.engine.arguments import token_ids
 from ling.engine.build import build, check_quantization, load
 from ling.engine.core import Engine
 from ling.engine.grammar import Grammar, GrammarCompiler
@@ -108,7 +110,7 @@ class LLM:
 
         use_tqdm  show a progress bar on stderr
         """
-        each: list[Any] = [prompts] if isinstance(prompts, str | Mapping) or _is_ids(prompts) else list(prompts)
+        each = _each(prompts)
         params = _per_prompt(sampling_params, len(each))
         requests = [(self.encode(p), own, self._grammar(own)) for p, own in zip(each, params)]
         for ids, own, _ in requests:
@@ -158,8 +160,11 @@ class LLM:
         """Return a prompt's token ids; special tokens spelt in its text are special."""
         given: Any = prompt
         if isinstance(prompt, Mapping):
-            given = prompt["prompt_token_ids"] if "prompt_token_ids" in prompt else prompt["prompt"]
-        return self.tokenizer.encode(given) if isinstance(given, str) else list(given)
+            given = prompt.get("prompt_token_ids")
+            if given is not None:
+                return token_ids("prompt_token_ids", given)
+            given = prompt.get("prompt")
+        return self.tokenizer.encode(given) if isinstance(given, str) else token_ids("a prompt", given)
 
     def chat_prompt(self, messages: SequenceOf[Message], tools: SequenceOf[Any] = ()) -> list[int]:
         """Return the tokens after which the model answers."""
@@ -264,13 +269,23 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 def _per_prompt(params: Params | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if isinstance(params, Mapping) or not all(isinstance(p, SamplingParams) for p in params):
+        raise RequestError("sampling_params must be SamplingParams, or a list of them")
     if len(params) != count:
         raise RequestError(f"{count} prompts need as many sampling_params, got {len(params)}")
     return list(params)
 
 
-def _is_ids(prompts: Any) -> bool:
-    return isinstance(prompts, list | tuple) and bool(prompts) and type(prompts[0]) is int
+def _each(prompts: Any) -> list[Any]:
+    """Return a list of prompts, be it that one or several are given."""
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if isinstance(prompts, bytes) or not isinstance(prompts, Iterable):
+        raise RequestError(f"a prompt must be a text or a list of token ids, got {prompts!r}")
+    prompts = list(prompts)
+    return [prompts] if prompts and isinstance(prompts[0], Integral) else prompts
 
 
 def _text(prompt: Prompt) -> str | None:

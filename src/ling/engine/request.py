@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from ling.engine import arguments
 from ling.errors import RequestError
 
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 100.0
@@ -14,6 +15,10 @@ MOST_LOGIT_BIASES = 1024
 MOST_CHOICES = 16
 MOST_STOPS, LONGEST_STOP = 16, 256
 MOST_LOGPROBS = 20
+
+_WHOLE = ("n", "top_k", "min_tokens")
+_WHOLE_OR_NONE = ("max_tokens", "seed", "logprobs", "prompt_logprobs")
+_REAL = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -64,14 +69,15 @@ class SamplingParams:
     """The same, times how often the token was chosen."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these token ids."""
-    stop: str | Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     """End the answer where one of these texts appears; the text itself is left out."""
     include_stop_str_in_output: bool = False
     stop_token_ids: Sequence[int] = ()
     """End the answer, beside the model's own stop ids and whatever `ignore_eos` says."""
     ignore_eos: bool = False
     """Go on past the model's own stop ids."""
-    max_tokens: int = 16
+    max_tokens: int | None = 16
+    """None: as many as the context holds."""
     min_tokens: int = 0
     """Stop ids cannot be chosen before the answer has so many tokens."""
     seed: int | None = None
@@ -85,6 +91,7 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
+        self._settle_types()
         if not 1 <= self.n <= MOST_CHOICES:
             raise RequestError(f"n must lie between 1 and {MOST_CHOICES}, got {self.n}")
         if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE):
@@ -110,12 +117,27 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if (value := getattr(self, name)) is not None and not 0 <= value <= MOST_LOGPROBS:
                 raise RequestError(f"{name} must lie between 0 and {MOST_LOGPROBS}, got {value}")
-        if self.max_tokens < 1:
+        if self.max_tokens is not None and self.max_tokens < 1:
             raise RequestError(f"max_tokens must be at least 1, got {self.max_tokens}")
-        if not 0 <= self.min_tokens <= self.max_tokens:
+        if not 0 <= self.min_tokens <= (self.min_tokens if self.max_tokens is None else self.max_tokens):
             raise RequestError(f"min_tokens must lie between 0 and max_tokens, got {self.min_tokens}")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             raise RequestError(f"seed must fit 64 bits, got {self.seed}")
+
+    def _settle_types(self) -> None:
+        """Make numpy's numbers Python's and lists tuples; None where a list may be is an empty one."""
+        settled: dict[str, Any] = {name: arguments.whole(name, getattr(self, name)) for name in _WHOLE}
+        optional = ((name, getattr(self, name)) for name in _WHOLE_OR_NONE)
+        settled |= {name: arguments.whole(name, value) for name, value in optional if value is not None}
+        settled |= {name: arguments.real(name, getattr(self, name)) for name in _REAL}
+        settled["logit_bias"] = arguments.biases("logit_bias", self.logit_bias)
+        settled["stop"] = arguments.texts("stop", self.stop)
+        ids = () if self.stop_token_ids is None else self.stop_token_ids
+        settled["stop_token_ids"] = tuple(arguments.token_ids("stop_token_ids", ids))
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise RequestError(f"structured_outputs must be StructuredOutputsParams, got {self.structured_outputs!r}")
 
     def _check_lists(self) -> None:
         if len(self.logit_bias) > MOST_LOGIT_BIASES:
@@ -131,7 +153,7 @@ class SamplingParams:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return arguments.texts("stop", self.stop)
 
     @property
     def counts_tokens(self) -> bool:
