@@ -75,6 +75,8 @@ class LLM:
             if tokenizer is None:
                 raise ConfigError("a model needs its tokenizer: LLM(model, tokenizer)")
             self.model, self.tokenizer = model, tokenizer
+        elif tokenizer is not None:
+            raise ConfigError("a checkpoint directory has its own tokenizer; leave the tokenizer out, or give a model")
         else:
             check_quantization("quantization", quantization)
             if device == "auto":
@@ -90,6 +92,8 @@ class LLM:
         self.stats = EngineStats()
         """Of the last call."""
         self._ids = itertools.count()
+        self._waiting: dict[str, list[Delta]] = {}
+        """What steps made for streams that are open but did not ask for it."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -183,18 +187,33 @@ class LLM:
     ) -> Iterator[Delta]:
         """Run requests to their end; whatever ends the iteration aborts what is left."""
         before = copy.deepcopy(self.engine.stats)
+        own = [name for name, _ in requests]
         try:
             for name, (ids, params, grammar) in requests:
                 self.engine.add(name, ids, params, grammar=grammar)
-            with _Progress(sum(params.n for _, (_, params, _) in requests), shown=progress) as bar:
-                while self.engine.has_work:
-                    for delta in self.engine.step():
+            left = sum(params.n for _, (_, params, _) in requests)
+            with _Progress(left, shown=progress) as bar:
+                while left:
+                    for delta in self._next(own):
+                        left -= delta.finish_reason is not None
                         bar.advance(delta.finish_reason is not None)
                         yield delta
         finally:
-            for name, _ in requests:
+            for name in own:
                 self.engine.abort(name)
+                self._waiting.pop(name, None)
             self.stats = self.engine.stats.since(before)
+
+    def _next(self, own: list[str]) -> list[Delta]:
+        """Return deltas of these requests: those that a step of another iteration made, or those of the next step."""
+        if kept := [delta for name in own for delta in self._waiting.pop(name, ())]:
+            return kept
+        mine = set(own)
+        deltas = self.engine.step()
+        for delta in deltas:
+            if delta.request_id not in mine:  # of a stream that is open meanwhile
+                self._waiting.setdefault(delta.request_id, []).append(delta)
+        return [delta for delta in deltas if delta.request_id in mine]
 
 
 class _Progress:
