@@ -129,6 +129,20 @@ def test_streaming_gives_the_same_tokens() -> None:
     assert [t for delta in drafting(2).stream("5 6 7", params) for t in delta.token_ids] == whole
 
 
+def test_streams_and_calls_that_overlap_get_their_own_answers() -> None:
+    params = SamplingParams(max_tokens=9, ignore_eos=True, temperature=0)
+    one, other, third = tokens(llm(), ["5 6 7", "9", "11 12"], max_tokens=9)
+    engine = llm()
+    first, second = engine.stream("5 6 7", params), engine.stream("9", params)
+    got = [*next(first).token_ids], [*next(second).token_ids]
+    assert engine.generate("11 12", params)[0].outputs[0].token_ids == third
+    for delta, also in zip(first, second, strict=True):
+        got[0].extend(delta.token_ids)
+        got[1].extend(also.token_ids)
+    assert got == (one, other)
+    assert not engine.engine.has_work
+
+
 def test_a_stream_that_is_closed_leaves_nothing_behind() -> None:
     engine = llm()
     stream = engine.stream("5 6 7", SamplingParams(max_tokens=20, ignore_eos=True, temperature=0))
@@ -241,11 +255,22 @@ def test_tokens_named_by_parameters_must_exist(stray: dict) -> None:
         ({"tensor_parallel_size": 2}, "one engine runs on one device"),
         ({"speculative_config": {"method": "eagle"}}, "method must be mtp or ngram"),
         ({"speculative_config": {"model": "x"}}, "has no key model"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype must be auto or fp8, got fp8_e4m3"),
+        ({"drafting": "eagle"}, "drafting must be auto, mtp, ngram or none, got eagle"),
+        ({"kv_cache_gib": float("nan")}, "kv_cache_gib must not be negative, got nan"),
+        ({"block_size": 1.5}, "block_size must be a whole number, got 1.5"),
+        ({"max_model_len": "64"}, "max_model_len must be a whole number, got 64"),
+        ({"speculative_config": {"num_speculative_tokens": "3"}}, "num_speculative_tokens must be a whole number"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LLM(MODEL, IdTokenizer(128), **options)
+
+
+def test_a_tokenizer_beside_a_checkpoint_is_refused_instead_of_ignored() -> None:
+    with pytest.raises(ConfigError, match="has its own tokenizer"):
+        LLM("somewhere", IdTokenizer(128))
 
 
 @pytest.mark.parametrize(

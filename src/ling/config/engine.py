@@ -1,13 +1,15 @@
 """How the engine runs: limits, cache, speculation. What a person asks of one answer is `SamplingParams`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from ling.errors import ConfigError
 
 CacheDtype = Literal["auto", "fp8"]
 Drafting = Literal["auto", "mtp", "ngram", "none"]
 
+_WHOLE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued", "block_size", "num_blocks",
+          "num_speculative_tokens", "seed")  # fmt: skip
 MOST_DRAFTS = 16
 """Hardly a token so far ahead is accepted, and each costs a row of the verification."""
 
@@ -46,11 +48,17 @@ class EngineConfig:
     """From which requests without a seed of their own get one."""
 
     def __post_init__(self) -> None:
+        for name in _WHOLE:
+            if type(value := getattr(self, name)) is not int:
+                raise ConfigError(f"{name} must be a whole number, got {value}")
+        for name, choices in (("kv_cache_dtype", get_args(CacheDtype)), ("drafting", get_args(Drafting))):
+            if (chosen := getattr(self, name)) not in choices:
+                raise ConfigError(f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}, got {chosen}")
         for name in ("max_num_seqs", "max_num_queued", "block_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_model_len", "max_num_batched_tokens", "num_blocks", "kv_cache_gib"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.num_speculative_tokens <= MOST_DRAFTS:
             raise ConfigError(
