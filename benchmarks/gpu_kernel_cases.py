@@ -147,7 +147,7 @@ def update_in_few_bits() -> Work:
     ]
     weight, gradient, step = random(n), random(n), torch.zeros((), device=gpu_items.DEVICE)
     rule = adamw.AdamWRule(1e-4, 0.9, 0.95, 1e-8, 0.1, True)
-    return lambda: adamw.update_(weight, gradient, *moment, step, 12345, rule), 10 * n
+    return lambda: adamw.forward(weight, gradient, *moment, step, 12345, rule), 10 * n
 
 
 def squares_of_gradients() -> Work:

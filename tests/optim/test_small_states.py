@@ -119,7 +119,7 @@ def test_replicas_round_alike_and_seeds_steps_and_names_do_not() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, moments: str) -> None:
     found = []
     for chunk in (stored.CHUNK, 512):
-        monkeypatch.setattr("ling.optim.muon_adamw.CHUNK", chunk)
+        monkeypatch.setattr("ling.optim.update.CHUNK", chunk)
         weight = torch.nn.Parameter(torch.linspace(-1, 1, 5000, dtype=torch.bfloat16).view(50, 100))
         optimizer = MuonAdamW([{"params": [weight]}], OptimConfig(lr=1e-2, weights="bfloat16", moments=moments))
         for i in range(3):

@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ling.config.training import OptimConfig
+from ling.ops.adamw import AdamWRule, Moment
 from ling.ops.noise import noise_key
 from ling.optim.moments import LEAST_ELEMENTS, SCALE, format_of, kind_of, moment_format, zeros
 from ling.optim.muon import FullMatrix, MuonRule
 from ling.optim.sharding import has_whole_matrices, local, row, through_full_matrix
-from ling.optim.stored import CHUNK, MEAN, SQUARE, CodedMoment, InPlace, Noise, RoundedWeight, Stored
+from ling.optim.stored import MEAN, SQUARE, CodedMoment, InPlace, Noise, RoundedWeight, Stored
+from ling.optim.update import adamw_
 
 MUON, ADAMW = "muon", "adamw"
 
@@ -136,18 +138,13 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update one parameter piece by piece: neither it nor its gradient or moments are in float32 as a whole."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
+        mean, square = (Moment(local(state[k]).view(-1), state.get(k + SCALE)) for k in ("exp_avg", "exp_avg_sq"))
+        rule = AdamWRule(
+            group["lr"], self._optim.beta1, self._optim.beta2, self._optim.eps, group["weight_decay"],
+            self._optim.weight_rounding == "stochastic",
+        )  # fmt: skip
         target = local(state.get("master", parameter.detach())).view(-1)
-        gradient = local(gradient).reshape(-1)
-        noise = self._noise(parameter)
-        weights = self._weights(target, noise)
-        mean, square = (self._moment(parameter, key, target.shape, noise) for key in ("exp_avg", "exp_avg_sq"))
-        for first in range(0, len(target), CHUNK):
-            here = slice(first, first + CHUNK)
-            values = [stored.read(here) for stored in (weights, mean, square)]
-            w, m, v = values
-            self._fused_([w], [gradient[here].to(torch.float32)], [m], [v], [state["step"].clone()], group)
-            for stored, changed in zip((weights, mean, square), values, strict=True):
-                stored.write(here, changed)
+        adamw_(target, local(gradient).reshape(-1), mean, square, state["step"], self._key(parameter), rule)
         state["step"] += 1
 
     def _is_float32(self, parameter: Tensor, key: str) -> bool:
@@ -155,9 +152,11 @@ class MuonAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         return state.get("master", parameter).dtype == state[key].dtype == torch.float32
 
+    def _key(self, parameter: Tensor) -> int:
+        return noise_key(self._optim.rounding_seed, self.updates, self._names[parameter])
+
     def _noise(self, parameter: Tensor) -> Noise:
-        key = noise_key(self._optim.rounding_seed, self.updates, self._names[parameter])
-        return Noise(key, parameter.device)
+        return Noise(self._key(parameter), parameter.device)
 
     def _weights(self, target: Tensor, noise: Noise) -> Stored:
         if target.dtype == torch.float32:

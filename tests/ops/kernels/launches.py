@@ -159,7 +159,7 @@ def update(weights: torch.dtype, moments: torch.dtype) -> None:
     moment = adamw.Moment(torch.empty(size, dtype=moments), scale)
     weight = torch.empty(size, dtype=weights)
     step, key = torch.empty(()), 3 << 60
-    adamw.update_(weight, bf16(size), moment, moment, step, key, adamw.AdamWRule(1e-4, 0.9, 0.95, 1e-8, 0.1, True))
+    adamw.forward(weight, bf16(size), moment, moment, step, key, adamw.AdamWRule(1e-4, 0.9, 0.95, 1e-8, 0.1, True))
 
 
 def updates_in_few_bits() -> None:

@@ -1,11 +1,11 @@
 """AdamW on whatever weights and moments are kept in, without a copy of anything in float32."""
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ling.ops.adamw import AdamWRule, Moment
 from ling.ops.triton.available import refuse, refuse_fp8
 
 _ROWS = 4
@@ -13,29 +13,9 @@ _FP8 = torch.float8_e4m3fn
 _MOMENTS = (torch.float32, torch.bfloat16, _FP8)
 
 
-class Moment(NamedTuple):
-    """A moment as it is kept."""
-
-    codes: Tensor
-    """float32, bfloat16, or float8_e4m3fn (of a square: codes of its root)."""
-    scale: Tensor | None
-    """(ceil(n / 256),) float32 where codes are E4M3."""
-
-
-class AdamWRule(NamedTuple):
-    """The numbers of one update."""
-
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    weight_decay: float
-    stochastic: bool
-    """Whether bfloat16 weights are rounded by chance, else to nearest; moments in few bits always are."""
-
-
-def why_not(weight: Tensor, gradient: Tensor, mean: Moment, square: Moment, step: Tensor) -> str | None:
-    """Return why the kernel cannot do this update, None where it can."""
+def why_not(
+    weight: Tensor, gradient: Tensor, mean: Moment, square: Moment, step: Tensor, key: int, rule: AdamWRule
+) -> str | None:
     for moment in (mean, square):
         if moment.codes.dtype not in _MOMENTS:
             return f"it does not know moments in {moment.codes.dtype}"
@@ -47,15 +27,9 @@ def why_not(weight: Tensor, gradient: Tensor, mean: Moment, square: Moment, step
     return check(weight, gradient, mean.codes, square.codes, step)
 
 
-def update_(
+def forward(
     weight: Tensor, gradient: Tensor, mean: Moment, square: Moment, step: Tensor, key: int, rule: AdamWRule
 ) -> None:
-    """Update weight (n elements) and moments in place.
-
-    gradient  (n,) bfloat16 or float32
-    step      () float32 on the device, the number of updates before this one; it is not changed
-    key       of the noise (`ops.noise.noise_key`); an element's position is its index in `weight`
-    """
     from ling.ops.triton.kernels import adamw as kernels
 
     n = weight.numel()
