@@ -56,6 +56,34 @@ def test_a_misspelt_field_is_told_what_it_may_mean():
         validate(ChatRequest, {"messages": [USER], "temprature": 1})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "param", "reason"),
+    [
+        ("stop", ["a"] * 17, "stop", "at most 16 items"),
+        ("stop", "", "stop", "at least 1 character"),
+        ("stop", ["a", ""], "stop[1]", "at least 1 character"),
+        ("stop", 5, "stop", "valid"),
+        ("prompt", ["a"] * 65, "prompt", "at most 64 items"),
+        ("prompt", [[5]] * 65, "prompt", "at most 64 items"),
+        ("prompt", [], "prompt", "at least 1 item"),
+        ("prompt", [5, -1], "prompt[1]", "greater than or equal to 0"),
+        ("prompt", [[5], [-1]], "prompt[1][0]", "greater than or equal to 0"),
+        ("prompt", ["a", 5], "prompt[", "valid"),
+        ("logit_bias", {"5": "1"}, "logit_bias.5", "valid number"),
+    ],
+)
+def test_a_field_of_several_forms_is_told_what_is_wrong_with_the_one_that_was_meant(field, value, param, reason):
+    with pytest.raises(ApiError, match=reason) as caught:
+        validate(CompletionRequest, {"prompt": "a", field: value})
+    assert (caught.value.param or "").startswith(param)
+
+
+def test_a_tool_choice_that_is_no_tool_is_told_by_name():
+    with pytest.raises(ApiError) as caught:
+        validate(ChatRequest, {"messages": [USER], "tool_choice": {"type": "function", "function": {"name": "a b"}}})
+    assert caught.value.param == "tool_choice.function.name"
+
+
 def test_null_means_left_out_but_not_for_what_is_unknown():
     assert validate(ChatRequest, {"messages": [USER], "stop": None, "audio": None, "n": None}).n == 1
     with pytest.raises(ApiError):

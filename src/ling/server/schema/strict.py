@@ -38,12 +38,21 @@ def validate(model: type[Model], body: object) -> Model:
         # What is not supported at all is said first: the rest may be its consequence.
         mistakes = error.errors(include_url=False, include_input=False, include_context=False)
         mistakes.sort(key=lambda mistake: mistake["type"] != "extra_forbidden")
-        raise _explain(mistakes[0], model) from None
+        raise _explain(_meant(mistakes), model) from None
 
 
 def refuse(message: str, **values: Any) -> NoReturn:
     """Fail a validator with `message`, in which {} stand for `values`."""
     raise PydanticCustomError("refused", message, values)
+
+
+def _meant(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the first mistake; of a field that takes several forms, that of the form which came nearest."""
+    first = mistakes[0]
+    if not any(isinstance(part, str) and _is_made_up(part) for part in first["loc"]):
+        return first
+    same = [mistake for mistake in mistakes if mistake["loc"][0] == first["loc"][0]]
+    return max(same, key=lambda m: (not m["type"].endswith(("_type", "literal_error")), len(m["loc"])))
 
 
 def _explain(mistake: Mapping[str, Any], model: type[Strict]) -> ApiError:
@@ -75,7 +84,7 @@ def _is_made_up(part: str) -> bool:
     return "[" in part or part in _UNION_MEMBERS
 
 
-_UNION_MEMBERS = frozenset({"str", "int", "float", "bool", "NamedTool", "[key]"})
+_UNION_MEMBERS = frozenset({"str", "constrained-str", "int", "float", "bool", "NamedTool", "[key]"})
 _JSON_NAMES: dict[type, str] = {
     list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null",
 }  # fmt: skip
