@@ -12,7 +12,7 @@ from statistics import median
 
 _REMEMBERED = 9
 """Step times kept per choice: their median shrugs off a disturbance."""
-_TRIAL = 4
+_TRIAL = 3
 """Steps for which a number is tried: the first verifies what was drafted under another and is not counted."""
 _SOONEST, _LATEST = 24, 1536
 """Steps between two trials."""
