@@ -26,18 +26,17 @@ _PRECISIONS = {
 }
 
 
-def write_beside(
-    directory: Path, source: "PieceSource", files: list[Path], export: "ExportFormat", *, name: str
-) -> None:
+def write_beside(directory: Path, source: "PieceSource", files: list[Path], storage: list[str], *, name: str) -> None:
     """Copy the tokenizer's `files`, and write the generation settings and the model card that are missing.
 
-    name  what the card calls a model that came without one
+    storage  sentences that say how the tensors are stored
+    name     what the card calls a model that came without one
     A card of the source is kept; a section at its end says how these files were made.
     """
     copy_files(files, directory)
     if not (directory / GENERATION).exists() and (settings := generation_settings(directory, source.config)):
         (directory / GENERATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    write_card(directory, source, _storage(export), name=name)
+    write_card(directory, source, storage, name=name)
 
 
 def write_card(directory: Path, source: "PieceSource", storage: list[str], *, name: str) -> None:
@@ -56,6 +55,15 @@ def copy_files(files: list[Path], directory: Path) -> None:
     for file in files:
         directory.mkdir(exist_ok=True)
         shutil.copy(file, directory / file.name)
+
+
+def storage_of(export: "ExportFormat") -> list[str]:
+    """Return sentences that say how `export` stores tensors."""
+    lines = [f"Stored as {_PRECISIONS[export.precision]}."]
+    if export.precision == "float8":
+        scales = {None: "as in an FP8 source, else as in the published export", "fp32": "not rounded"}
+        lines.append(f"Scales: {scales.get(export.fp8_scales, export.fp8_scales)}.")
+    return lines
 
 
 def generation_settings(directory: Path, config: ModelConfig) -> dict[str, Any]:
@@ -110,14 +118,6 @@ def _without_provenance(card: str) -> str:
     """Return a card as it was before an earlier conversion added its section."""
     before, found, rest = card.partition(_BEGIN)
     return (before.rstrip() + rest.partition(_END)[2]).rstrip() if found else card.rstrip()
-
-
-def _storage(export: "ExportFormat") -> list[str]:
-    lines = [f"Stored as {_PRECISIONS[export.precision]}."]
-    if export.precision == "float8":
-        scales = {None: "as in an FP8 source, else as in the published export", "fp32": "not rounded"}
-        lines.append(f"Scales: {scales.get(export.fp8_scales, export.fp8_scales)}.")
-    return lines
 
 
 def _provenance(source: "PieceSource", storage: list[str]) -> str:

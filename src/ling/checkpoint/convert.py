@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ling.checkpoint.atomic import atomic_directory, check_free
-from ling.checkpoint.beside import copy_files, write_beside, write_card
+from ling.checkpoint.beside import copy_files, storage_of, write_beside, write_card
 from ling.checkpoint.dcp import FACTS_NAME
 from ling.checkpoint.dcp_writer import write_pieces
 from ling.checkpoint.layout import Layout, megatron_layout, training_layout
@@ -78,7 +79,7 @@ def to_safetensors(
         target, source.config, make, export, max_shard_bytes=max_shard_bytes, overwrite=overwrite,
         finish=lambda directory: _finish(directory, source, files, export, target.name, finish),
         advance=_counter(published_pieces(source.config), progress), workers=workers,
-        resume=_fingerprint(source, export, max_shard_bytes),
+        resume=fingerprint(source, asdict(export), max_shard_bytes),
     )  # fmt: skip
 
 
@@ -277,6 +278,15 @@ def files_beside(source: PieceSource, tokenizer: Path | None) -> list[Path]:
     return source.tokenizer_files() if tokenizer is None else files_of_tokenizer(tokenizer)
 
 
+def fingerprint(source: PieceSource, *how: Any) -> str:
+    """Return a short name of what is read, as it is now, and how it is written: plain values that JSON can hold."""
+    places = [[d] if d.is_file() else d.iterdir() for d in source.directories]  # of a merge: in its order
+    found = [sorted(f.resolve() for f in files if f.is_file()) for files in places]
+    files = [[(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in each] for each in found]
+    told = [source.kind, source.shares, files, *how, write_published(source.config)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+
 def without_mtp(source: PieceSource) -> PieceSource:
     """Return `source` as a model without its MTP layers."""
     rest = copy.copy(source)
@@ -293,15 +303,6 @@ def _stored_form(source: PieceSource, piece: Piece, export: ExportFormat) -> tup
     if export.keeps_codes and isinstance(source, SafetensorsPieces) and source.is_quantized(piece):
         return source.stored(piece)
     return encode(piece, source.read(piece), export)
-
-
-def _fingerprint(source: PieceSource, export: ExportFormat, max_shard_bytes: int) -> str:
-    """Return a short name of what is read, as it is now, and how it is written."""
-    places = [[d] if d.is_file() else d.iterdir() for d in source.directories]  # of a merge: in its order
-    found = [sorted(f.resolve() for f in files if f.is_file()) for files in places]
-    files = [[(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in each] for each in found]
-    told = [source.kind, source.shares, files, asdict(export), max_shard_bytes, write_published(source.config)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def _write_distributed(
@@ -340,6 +341,6 @@ def _finish(
     name: str,
     finish: Callable[[Path], None] | None,
 ) -> None:
-    write_beside(directory, source, files, export, name=name)
+    write_beside(directory, source, files, storage_of(export), name=name)
     if finish is not None:
         finish(directory)

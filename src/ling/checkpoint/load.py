@@ -11,6 +11,9 @@ from torch import Tensor
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
 from ling.checkpoint.packing import Weights, pack, packed_format
+from ling.checkpoint.pages import PageMode
+from ling.checkpoint.prepared import is_packed, refuse_packed
+from ling.checkpoint.prepared_load import check_options, load_prepared
 from ling.checkpoint.source import StoredTensor, TensorSource, quoted, read_json
 from ling.config import ModelConfig, read_published
 from ling.config.fields import shown
@@ -47,6 +50,7 @@ def load_model(
     weights: Weights | None = None,
     mtp: bool = True,
     overrides: Mapping[str, Any] | None = None,
+    pages: PageMode = "mapped",
 ) -> CausalLM:
     """Load a safetensors checkpoint, one tensor at a time: peak memory is the model and one tensor.
 
@@ -55,13 +59,17 @@ def load_model(
     weights  packed formats that matrices are quantised to; the embedding stays a table, as published
     mtp    False leaves MTP layers out
     overrides  keys laid over config.json
+    pages  where the weights of a prepared checkpoint lie, which is recognised; others are always copied
     Raises CheckpointError that names the tensor and the file: missing, unexpected, misshapen, non-finite.
     """
     directory = Path(directory)
     config = read_config(directory, overrides)
-    _check_quantization(directory)
     if not mtp:
         config = config.without_mtp()
+    if is_packed(told := read_json(directory / "config.json")):
+        stored = check_options(told, directory, dtype=dtype, device=device, fp8=fp8, weights=weights)
+        return load_prepared(directory, config, stored, pages)
+    _check_quantization(directory)
     source = TensorSource(directory)
     pieces = published_pieces(config)
     _check_keys(source, pieces, config, directory)
@@ -208,8 +216,9 @@ def _check_codes(piece: Piece, codes: Tensor, scale: Tensor, file: str) -> None:
 
 
 def _check_quantization(directory: Path) -> None:
-    declared = read_json(directory / "config.json").get("quantization_config")
-    if not declared:
+    config_json = read_json(directory / "config.json")
+    refuse_packed(config_json, directory)
+    if not (declared := config_json.get("quantization_config")):
         return
     told = declared if isinstance(declared, dict) else {}
     method, block = told.get("quant_method"), told.get("weight_block_size")

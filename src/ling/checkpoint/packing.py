@@ -23,7 +23,7 @@ def pack(model: CausalLM, weights: Weights) -> None:
 
     Raises ConfigError for a kind or a format that is not known.
     """
-    formats = _by_kind(weights)
+    formats = formats_by_kind(weights)
     for name, module in matrices(model):
         if (format := formats.get(kind_of(name))) is not None:
             module.keep_packed(format)
@@ -59,9 +59,31 @@ def packed_format(model: CausalLM, piece: Piece) -> PackedFormat | None:
     return module.packed.format if isinstance(module, Linear) else module.packed[0].format
 
 
-def _by_kind(weights: Weights) -> dict[str, PackedFormat]:
+def formats_by_kind(weights: Weights) -> dict[str, PackedFormat]:
+    """Return the format of each kind that is packed, in the order of `KINDS`. Raises ConfigError as `pack` does."""
     if isinstance(weights, str):
         return dict.fromkeys(KINDS, check_format(weights))
     if unknown := sorted(set(weights) - set(KINDS)):
         raise ConfigError(f"no weights are of kind {unknown[0]}; kinds are {', '.join(KINDS)}")
-    return {kind: check_format(format) for kind, format in weights.items()}
+    return {kind: check_format(weights[kind]) for kind in KINDS if kind in weights}
+
+
+def read_weights(text: str) -> Weights:
+    """Read `int4`, or `int4,head=int8`: a format for every matrix, and others for some kinds."""
+    first, *others = text.split(",")
+    if not others:
+        return check_format(first)
+    formats: dict[str, str] = dict.fromkeys(KINDS, first)
+    for other in others:
+        kind, _, format = other.partition("=")
+        if kind not in KINDS:
+            raise ConfigError(f"{text}: {kind} is no kind of weights; write KIND=FORMAT with {', '.join(KINDS)}")
+        formats[kind] = format
+    return formats_by_kind(formats)  # type: ignore[arg-type]  # which checks them
+
+
+def told(weights: Weights) -> str:
+    """Return `weights` in a few words: the most common format, and what differs."""
+    formats = formats_by_kind(weights)
+    common = max(formats.values(), key=list(formats.values()).count)
+    return ", ".join([common, *(f"{kind} {format}" for kind, format in formats.items() if format != common)])

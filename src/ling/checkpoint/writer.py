@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,12 @@ from ling.checkpoint.source import INDEX_NAME
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
 
-_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+_NAMES = {
+    torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3",
+    torch.uint8: "U8",
+}  # fmt: skip
+ALIGNMENT = 64
+"""In bytes, of the first tensor in a file: a cache line, so that a mapped file serves vector instructions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,16 @@ class Entry:
 
     specs: tuple[TensorSpec, ...]
     make: Callable[[], Iterable[Tensor]]
-    """Gives the tensors in the order of `specs`."""
+    """Gives the tensors in the order of `specs`, each whole or in parts that follow each other."""
 
     @property
     def nbytes(self) -> int:
         return sum(spec.nbytes for spec in self.specs)
+
+
+def safetensors_name(dtype: torch.dtype) -> str:
+    """Return what the format calls a dtype that is written."""
+    return _NAMES[dtype]
 
 
 def write_shards(
@@ -121,7 +131,7 @@ def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event, adv
         header[spec.key] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # tensors start aligned
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))
@@ -129,10 +139,28 @@ def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event, adv
         for entry in entries:
             if stop.is_set():
                 return
-            for spec, tensor in zip(entry.specs, entry.make(), strict=True):
-                assert (tensor.dtype, tuple(tensor.shape)) == (spec.dtype, spec.shape), (spec, tensor.shape)
+            for tensor in _in_order(entry):
                 file.write(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
             advance(1)
         file.flush()
         os.fsync(file.fileno())  # a machine that dies must not leave the name without the bytes
     unfinished.rename(path)
+
+
+def _in_order(entry: Entry) -> Iterator[Tensor]:
+    """Yield what an entry makes, having seen that it is what `specs` promise."""
+    made = iter(entry.make())
+    for spec in entry.specs:
+        left = spec.nbytes
+        while True:
+            tensor = next(made)
+            left -= tensor.nbytes
+            whole = tuple(tensor.shape) == spec.shape
+            part = tensor.shape[-1:] == spec.shape[-1:] and tensor.nbytes > 0
+            assert tensor.dtype == spec.dtype, (spec, tensor.dtype)
+            assert left >= 0, (spec, left)
+            assert whole or part, (spec, tensor.shape)
+            yield tensor
+            if left == 0:
+                break
+    assert next(made, None) is None, entry.specs

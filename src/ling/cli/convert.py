@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from ling.checkpoint.save import ExportFormat
 
 _GGUF_ONLY = ("float16", "q8_0", "q4_0")
+_PACKED = ("int8", "int4")
 _SHARD_GB, _LARGEST_SHARD_GB = 5.0, 1e9
 MAX_SHARD_SIZE_HELP = "Largest safetensors file, in GB of 10^9 bytes; left out: 5."
 _KNOWN = {
     "--to": ("safetensors", "training", "megatron", "gguf"),
-    "--dtype": ("float32", "bfloat16", "float8", "float16", "q8_0", "q4_0"),
+    "--dtype": ("float32", "bfloat16", "float8", *_PACKED, *_GGUF_ONLY),
     "--fp8-scales": ("published", "pow2", "fp32"),
     "--mtp": ("keep", "drop", "separate"),
 }
@@ -50,6 +51,11 @@ class Conversion:
     overwrite: bool = False
 
     @property
+    def packed(self) -> str | None:
+        """The formats of packed weights as they were given; None: something else is written."""
+        return self.dtype if self.dtype is not None and self.dtype.split(",")[0] in _PACKED else None
+
+    @property
     def mtp_directory(self) -> Path | None:
         """Where MTP layers go that are written apart."""
         if self.mtp != "separate":
@@ -67,8 +73,9 @@ def convert(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16, float8, or for GGUF float16, q8_0, q4_0; left out: bfloat16, or as stored for "
-            "training."
+            help="float32, bfloat16, float8; int8 or int4, prepared for CPUs, where int4,head=int8 and the like give "
+            "kinds of matrices (head, attention, experts, dense) formats of their own; for GGUF float16, q8_0, q4_0; "
+            "left out: bfloat16, or as stored for training."
         ),
     ] = None,
     force_bf16: Annotated[bool, typer.Option("--force-bf16", help="Same as --dtype bfloat16.")] = False,
@@ -115,7 +122,7 @@ def run_conversion(asked: Conversion, source: "PieceSource | None" = None) -> No
     from ling.checkpoint.save import ExportFormat
 
     source = source or open_pieces(resolve_checkpoint(asked.source), asked.tokenizer)
-    precision = "bfloat16" if asked.to == "gguf" else asked.dtype or "bfloat16"
+    precision = "bfloat16" if asked.to == "gguf" or asked.packed else asked.dtype or "bfloat16"
     export = ExportFormat(precision=precision, fp8_scales=asked.fp8_scales)  # type: ignore[arg-type]
     _check_targets(asked, source)
     if asked.dry_run:
@@ -139,8 +146,16 @@ def _write(asked: Conversion, source: "PieceSource", export: "ExportFormat") -> 
     from ling.checkpoint import convert, gguf
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(asked.dtype or "")
-    with progress_bar(f"{source.kind} {asked.source.name} to {asked.to}") as progress:
-        if asked.to == "safetensors":
+    with progress_bar(f"{source.kind} {asked.source.name} to {asked.packed or asked.to}") as progress:
+        if asked.packed is not None:
+            from ling.checkpoint.packing import read_weights
+            from ling.checkpoint.prepare import to_packed
+
+            to_packed(
+                source, asked.target, read_weights(asked.packed), tokenizer=asked.tokenizer, overwrite=asked.overwrite,
+                max_shard_bytes=_max_shard_bytes(asked), workers=asked.workers, progress=progress,
+            )  # fmt: skip
+        elif asked.to == "safetensors":
             convert.to_safetensors(
                 source, asked.target, export, tokenizer=asked.tokenizer, overwrite=asked.overwrite,
                 max_shard_bytes=_max_shard_bytes(asked), workers=asked.workers, progress=progress,
@@ -169,7 +184,12 @@ def _verify(asked: Conversion, source: "PieceSource", export: "ExportFormat") ->
     if asked.mtp != "keep":
         source = convert.without_mtp(source)
     with progress_bar(f"verifying {asked.target.name}") as progress:
-        if asked.to == "gguf":
+        if asked.packed is not None:
+            from ling.checkpoint.packing import read_weights
+            from ling.checkpoint.prepare import verify_packed
+
+            count += verify_packed(source, asked.target, read_weights(asked.packed), progress)
+        elif asked.to == "gguf":
             count += gguf.verify_gguf(source, asked.target, _gguf_type(asked), progress)
         else:
             form = export if asked.to == "safetensors" else None
@@ -217,7 +237,13 @@ def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") 
         print(f"apart:   MTP layers to {asked.mtp_directory}")
     print(f"model:   {counts.total_with_mtp:,} parameters, {config.num_nextn_predict_layers} MTP layers")
     print(f"tensors: {len(published_pieces(config)):,} published ones")
-    if asked.to == "safetensors":
+    if asked.packed is not None:
+        from ling.checkpoint.packing import read_weights, told
+        from ling.checkpoint.prepared import packed_bytes
+
+        weights = read_weights(asked.packed)
+        print(f"format:  {told(weights)}, prepared for CPUs, {packed_bytes(config, weights) / 1e9:.3f} GB")
+    elif asked.to == "safetensors":
         print(f"format:  {export.precision}, {export.num_bytes(config) / 1e9:.3f} GB")
     if asked.to == "gguf":
         from ling.checkpoint.gguf import plan_gguf, tokenizer_directory
@@ -236,6 +262,9 @@ def _check(asked: Conversion) -> None:
     given = {
         "--to": asked.to, "--dtype": asked.dtype, "--fp8-scales": asked.fp8_scales, "--mtp": asked.mtp,
     }  # fmt: skip
+    if asked.packed is not None:
+        _check_packed(asked)
+        given["--dtype"] = None
     for name, value in given.items():
         if value is not None and value not in _KNOWN[name]:
             raise ConfigError(f"{name} {value} is not known; use {', '.join(_KNOWN[name])}")
@@ -256,6 +285,16 @@ def _check(asked: Conversion) -> None:
             raise ConfigError(f"--max-shard-size must be a positive number of GB below 1e9, got {size:g}")
     if asked.tokenizer is not None and not asked.tokenizer.is_dir():
         raise ConfigError(f"tokenizer {asked.tokenizer} is not a directory")
+
+
+def _check_packed(asked: Conversion) -> None:
+    from ling.checkpoint.packing import read_weights
+
+    read_weights(asked.packed or "")
+    if asked.to != "safetensors":
+        raise ConfigError(f"--dtype {asked.packed} is a form of safetensors; --to {asked.to} has none like it")
+    if asked.mtp == "separate":
+        raise ConfigError(f"--dtype {asked.packed} holds MTP layers with the others; use --mtp keep or drop")
 
 
 def _check_gguf(asked: Conversion) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from ling.checkpoint.doctor import files, fp8, network, rotary, stretching, tensors, texts
 from ling.checkpoint.doctor.evidence import CONFIG, Evidence, gather
 from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error, one_line
+from ling.checkpoint.prepared import refuse_packed
 from ling.config import ModelConfig
 from ling.errors import CheckpointError, ConfigError
 
@@ -27,9 +28,10 @@ OF_THE_MODEL: tuple[Callable[[Evidence, ModelConfig], Iterator[Finding]], ...] =
 def examine(directory: Path) -> list[Finding]:
     """Return every trap in a Hugging Face directory, worst first, without reading weights.
 
-    Raises CheckpointError if it is no such directory.
+    Raises CheckpointError if it is no such directory, or holds weights that are prepared for ling alone.
     """
     seen = gather(directory)
+    refuse_packed(seen.raw_config, directory)
     found = [named(finding, check) for check in OF_FILES for finding in check(seen)]
     if seen.model is not None:
         model = seen.model
