@@ -123,6 +123,16 @@ def test_a_minimum_of_tokens_holds_stop_ids_back() -> None:
         assert plain[2] not in answer[:9]
 
 
+def test_a_minimum_of_tokens_holds_stop_texts_back() -> None:
+    plain = tokens(llm(), ["5 6 7"])[0]
+    stop = f"{plain[2]}"
+    for engine in (llm(), drafting(3)):
+        (answer,) = tokens(engine, ["5 6 7"], min_tokens=9, stop=[stop])
+        assert len(answer) > 9
+        assert answer == plain[: len(answer)]
+        assert len(tokens(engine, ["5 6 7"], stop=[stop])[0]) <= 3
+
+
 def test_streaming_gives_the_same_tokens() -> None:
     whole = tokens(llm(), ["5 6 7"])[0]
     params = SamplingParams(max_tokens=20, ignore_eos=True, temperature=0)

@@ -79,7 +79,7 @@ class SamplingParams:
     max_tokens: int | None = 16
     """None: as many as the context holds."""
     min_tokens: int = 0
-    """Stop ids cannot be chosen before the answer has so many tokens."""
+    """Stop ids cannot be chosen before the answer has so many tokens, and texts of `stop` in them end nothing."""
     seed: int | None = None
     """Same seed, same text, whatever else is in the batch; None: the engine gives each request its own."""
     logprobs: int | None = None

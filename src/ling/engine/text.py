@@ -15,15 +15,19 @@ class AnswerText:
         self._stops = params.stops
         self._keep_stop = params.include_stop_str_in_output
         self._held = ""
+        self._too_early = params.min_tokens
+        """Tokens to come whose text ends nothing."""
 
     def push(self, token: int) -> tuple[str, str | None]:
         """Take a token; return new text, and the stop text that it completes, if any (what follows it is dropped)."""
         piece = self._detokenizer.push(token)
         if not self._stops:
             return piece, None
-        text = self._held + piece
-        found = [(at, -len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
+        text, known = self._held + piece, len(self._held)
+        self._too_early -= 1
+        found = [(at, -len(stop), stop) for stop in self._stops
+                 if (at := text.find(stop, max(0, known + 1 - len(stop)))) >= 0]  # fmt: skip
+        if found and self._too_early < 0:
             at, length, stop = min(found)
             self._held = ""
             return text[: at - length if self._keep_stop else at], stop
