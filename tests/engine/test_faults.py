@@ -1,9 +1,13 @@
 """Faults at odd moments: every answer still gets its end, and nobody is forgotten."""
 
+import threading
+from threading import Event
+
 import pytest
 
 from ling.config.engine import EngineConfig
 from ling.engine.core import Engine
+from ling.engine.loop import EngineLoop
 from ling.engine.request import SamplingParams
 from ling.testing.models import tiny_model
 from ling.testing.text import IdTokenizer
@@ -45,6 +49,35 @@ def test_who_waits_when_scheduling_fails_is_told_instead_of_forgotten(monkeypatc
     monkeypatch.undo()
     own.add("a", PROMPT, SamplingParams())
     assert ends(own) == {"a": "length"}
+
+
+def test_hidden_states_that_wait_for_drafting_do_not_keep_those_of_other_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = engine()
+    monkeypatch.setattr(own.draft_length, "choose", lambda _: 0)
+    for name in "abc":
+        own.add(name, [*PROMPT, ord(name)], SamplingParams(max_tokens=9, ignore_eos=True))
+    for _ in range(4):
+        own.step()
+    for s in own.scheduler.running:
+        assert s.pending
+        assert all(rows.untyped_storage().nbytes() == rows.nbytes for rows in s.pending)
+
+
+def test_a_panic_below_python_is_told_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Panic(BaseException):
+        pass
+
+    def fail() -> None:
+        raise Panic("at the disco")
+
+    loop, ended = EngineLoop(engine()), Event()
+    monkeypatch.setattr(loop.engine, "step", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    loop.start().submit("a", PROMPT, SamplingParams(), lambda delta: ended.set() if delta.error else None)
+    assert ended.wait(10)
+    assert not loop.alive
 
 
 def test_a_step_that_fails_at_its_end_does_not_lose_the_ends_of_answers(monkeypatch: pytest.MonkeyPatch) -> None:

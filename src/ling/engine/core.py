@@ -260,6 +260,8 @@ class Engine:
         """Propose up to `most` tokens behind each answer that goes on. A failure costs drafts, not answers."""
         readers = [*going, *[s for s in prefilling if s.pending]]
         if not most or not readers:
+            for s in readers:  # what waits is not to hold on to the rows of everybody else in this step
+                s.pending[-1:] = [rows.clone() for rows in s.pending[-1:]]
             return
         try:
             if self._mtp is not None:

@@ -138,14 +138,16 @@ class EngineLoop:
                 self._last_progress = time.monotonic()
                 for delta in deltas:
                     self._hand_over(delta)
-        except Exception as error:
+        except BaseException as error:  # a panic of llguidance's Rust is no Exception, and nobody else would hear of it
             logger.exception("the engine failed; it takes no more requests")
-            self._broken = error
+            self._broken = error if isinstance(error, Exception) else RuntimeError(f"the engine failed: {error}")
             with self._wake:
                 left = list(self._left.items())
             for request_id, count in left:
                 for index in range(count):
-                    self._hand_over(Delta(request_id=request_id, index=index, finish_reason="error", error=error))
+                    self._hand_over(
+                        Delta(request_id=request_id, index=index, finish_reason="error", error=self._broken)
+                    )
 
     def _receive(self) -> bool:
         """Take what is in the inbox, waiting while there is nothing to do; False: time to end."""
