@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ling.engine.request import SamplingParams
-from ling.engine.sampler import Row, derive_seed, gumbel_noise, logprobs_of, sample
+from ling.engine.sampler import Row, _penalise, derive_seed, gumbel_noise, logprobs_of, sample
 from ling.testing.text import IdTokenizer
 
 
@@ -129,3 +129,17 @@ def test_log_probabilities_name_the_chosen_token_and_the_best_ones() -> None:
     assert list(entry) == [3, 1, 2]
     assert [(x.rank, x.decoded_token) for x in entry.values()] == [(4, "3"), (1, "1"), (2, "2")]
     assert [x.logprob for x in entry.values()] == pytest.approx([values[i].item() for i in (3, 1, 2)])
+
+
+def test_penalties_touch_the_tokens_that_occur_and_no_others() -> None:
+    """Against the plain spelling over the whole vocabulary, to the bit."""
+    params = SamplingParams(repetition_penalty=1.3, frequency_penalty=0.3, presence_penalty=0.7)
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    tokens, drafts = [1, 2, 2, 7, 7, 9], (7, 11)
+    counts = torch.tensor([[*tokens[3:], *drafts].count(i) for i in range(50)], dtype=torch.float32)
+    seen = torch.tensor([i in (*tokens, *drafts) for i in range(50)])
+    plain = torch.where(seen, torch.where(logits > 0, logits / 1.3, logits * 1.3), logits)
+    plain = plain - 0.3 * counts - 0.7 * (counts > 0)
+    before = logits.clone()
+    assert torch.equal(_penalise(logits, Row(params, 0, 0, tokens, 3, drafts)), plain)
+    assert torch.equal(logits, before)
