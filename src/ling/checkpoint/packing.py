@@ -82,7 +82,7 @@ def read_weights(text: str) -> Weights:
     return formats_by_kind(formats)  # type: ignore[arg-type]  # which checks them
 
 
-def told(weights: Weights) -> str:
+def formats_told(weights: Weights) -> str:
     """Return `weights` in a few words: the most common format, and what differs."""
     formats = formats_by_kind(weights)
     common = max(formats.values(), key=list(formats.values()).count)

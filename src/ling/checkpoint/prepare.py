@@ -13,9 +13,9 @@ from ling.checkpoint.beside import write_beside
 from ling.checkpoint.convert import Progress, check_target, files_beside, fingerprint
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, published_pieces
-from ling.checkpoint.packing import Weights, packed_format, told
+from ling.checkpoint.packing import Weights, formats_told, packed_format
 from ling.checkpoint.pieces import PieceSource
-from ling.checkpoint.prepared import METHOD, packed_config, packed_model
+from ling.checkpoint.prepared import ALIGNMENT, METHOD, packed_config, packed_model
 from ling.checkpoint.source import TensorSource
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, Entry, TensorSpec, write_shards
 from ling.config import ModelConfig
@@ -44,7 +44,8 @@ def to_packed(
     files, config = files_beside(source, tokenizer), source.config
     check_target(source, target, overwrite=overwrite)
     resume = fingerprint(source, packed_config(config, weights), max_shard_bytes)
-    storage = [f"Matrices stored as {told(weights)} ({METHOD}), the embedding as published, the rest as float32."]
+    matrices = f"{formats_told(weights)} ({METHOD})"
+    storage = [f"Matrices stored as {matrices}, the embedding as published, the rest as float32."]
     with atomic_directory(target, overwrite=overwrite, resume=resume) as partial:
         write_packed(
             partial, config, weights, read_in_threads(source), max_shard_bytes=max_shard_bytes, workers=workers,
@@ -73,7 +74,7 @@ def write_packed(
         if progress is not None:
             progress(done, len(entries))
 
-    write_shards(directory, entries, max_shard_bytes, workers=workers, advance=advance)
+    write_shards(directory, entries, max_shard_bytes, workers=workers, alignment=ALIGNMENT, advance=advance)
     text = json.dumps(packed_config(config, weights), indent=2, ensure_ascii=False)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 

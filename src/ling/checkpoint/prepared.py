@@ -18,6 +18,9 @@ from ling.model import CausalLM
 from ling.ops.packed import GROUP, TILE
 
 METHOD, VERSION = "ling_packed", 1
+ALIGNMENT = 64
+"""Bytes at whose multiples tensors begin, if none before them in the file is odd-sized: a cache line, so that a mapped
+file serves vector instructions."""
 
 
 def packed_model(config: ModelConfig, weights: Weights, dtype: torch.dtype | None = None) -> CausalLM:
@@ -63,8 +66,8 @@ def refuse_packed(config_json: Mapping[str, Any], directory: Path) -> None:
     """Raise CheckpointError if the checkpoint is a prepared one, where published tensors are wanted."""
     if is_packed(config_json):
         raise CheckpointError(
-            f"{directory} holds packed weights ({METHOD}), which ling runs as they are and converts no further; take the "
-            "checkpoint that it was made from"
+            f"{directory} holds packed weights ({METHOD}), which ling runs as they are and converts no further; take "
+            "the checkpoint that it was made from"
         )
 
 

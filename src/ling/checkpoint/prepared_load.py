@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ling.checkpoint.finite import check_finite, check_scales
 from ling.checkpoint.names import may_be_ignored
-from ling.checkpoint.packing import Weights, formats_by_kind, told
+from ling.checkpoint.packing import Weights, formats_by_kind, formats_told
 from ling.checkpoint.pages import PageMode, open_pages, view
-from ling.checkpoint.prepared import packed_model, stored_weights
+from ling.checkpoint.prepared import ALIGNMENT, packed_model, stored_weights
 from ling.checkpoint.source import StoredTensor, TensorSource, quoted
-from ling.checkpoint.writer import ALIGNMENT, safetensors_name
+from ling.checkpoint.writer import safetensors_name
 from ling.config import ModelConfig
 from ling.errors import CheckpointError, ConfigError
 from ling.model import CausalLM
@@ -32,12 +32,13 @@ def check_options(
 ) -> Weights:  # fmt: skip
     """Return the formats of a prepared checkpoint. Raises ConfigError if something else is asked for than it holds."""
     stored = stored_weights(config_json, str(directory / "config.json"))
+    holds = f"{directory} holds {formats_told(stored)} weights"
     if weights is not None and formats_by_kind(weights) != formats_by_kind(stored):
-        raise ConfigError(f"{directory} holds {told(stored)} weights already, not {told(weights)}; name no format")
+        raise ConfigError(f"{holds} already, not {formats_told(weights)}; name no format")
     if fp8 == "keep":
-        raise ConfigError(f"{directory} holds {told(stored)} weights and no FP8 codes; name no format")
+        raise ConfigError(f"{holds} and no FP8 codes; name no format")
     if torch.device(device).type != "cpu":
-        raise ConfigError(f"{directory} holds {told(stored)} weights, which are for CPUs, not for {device}")
+        raise ConfigError(f"{holds}, which are for CPUs, not for {device}")
     if dtype not in (None, torch.float32):
         raise ConfigError(f"packed weights are computed with in float32, not in {str(dtype)[6:]}")
     return stored
@@ -110,7 +111,7 @@ def _announce(weights: Weights, state: Mapping[str, Tensor], pages: PageMode, co
     packed = sum(t.nbytes for key, t in state.items() if key.endswith(SCALES_SUFFIX) or t.dtype == torch.uint8)
     logger.info(
         "prepared %s weights: %.2f GiB %s (%.2f GiB packed) in %.1f s%s",
-        told(weights), held / 2**30, pages, packed / 2**30, seconds,
+        formats_told(weights), held / 2**30, pages, packed / 2**30, seconds,
         f"; {math.ceil(copied / 2**20)} MiB lie askew and were copied" if copied else "",
     )  # fmt: skip
 

@@ -24,8 +24,6 @@ _NAMES = {
     torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3",
     torch.uint8: "U8",
 }  # fmt: skip
-ALIGNMENT = 64
-"""In bytes, of the first tensor in a file: a cache line, so that a mapped file serves vector instructions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +67,7 @@ def write_shards(
     *,
     workers: int = 1,
     name: str | None = None,
+    alignment: int = 8,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Write `entries` as numbered shards and an index into `directory`; a shard that is there already is kept.
@@ -76,6 +75,7 @@ def write_shards(
     Any other file is removed: an interrupted call left it.
     workers  shards written at the same time, each by a thread
     name     one file of this name instead, whatever its size
+    alignment  bytes of which the first tensor of a file begins at a multiple; the others follow it without gaps
     advance  is called with the number of entries that are newly there, those of kept shards first
     """
     shards = _cut(entries, max_shard_bytes) if name is None else [list(entries)]
@@ -87,7 +87,7 @@ def write_shards(
         advance(kept)
     stop = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        futures = [pool.submit(_write_file, path, shard, stop, advance) for path, shard in missing]
+        futures = [pool.submit(_write_file, path, shard, alignment, stop, advance) for path, shard in missing]
         try:
             for future in futures:
                 future.result()
@@ -122,7 +122,9 @@ def _cut(entries: Sequence[Entry], max_shard_bytes: int) -> list[list[Entry]]:
 
 
 @torch.no_grad()  # of this thread
-def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event, advance: Callable[[int], None]) -> None:
+def _write_file(
+    path: Path, entries: Sequence[Entry], alignment: int, stop: threading.Event, advance: Callable[[int], None]
+) -> None:
     """Write one shard under another name first: what has its name is whole."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -131,7 +133,7 @@ def _write_file(path: Path, entries: Sequence[Entry], stop: threading.Event, adv
         header[spec.key] = {"dtype": _NAMES[spec.dtype], "shape": spec.shape, "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-(8 + len(encoded)) % ALIGNMENT)
+    encoded += b" " * (-(8 + len(encoded)) % alignment)
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little"))

@@ -238,11 +238,11 @@ def _describe(asked: Conversion, source: "PieceSource", export: "ExportFormat") 
     print(f"model:   {counts.total_with_mtp:,} parameters, {config.num_nextn_predict_layers} MTP layers")
     print(f"tensors: {len(published_pieces(config)):,} published ones")
     if asked.packed is not None:
-        from ling.checkpoint.packing import read_weights, told
+        from ling.checkpoint.packing import formats_told, read_weights
         from ling.checkpoint.prepared import packed_bytes
 
         weights = read_weights(asked.packed)
-        print(f"format:  {told(weights)}, prepared for CPUs, {packed_bytes(config, weights) / 1e9:.3f} GB")
+        print(f"format:  {formats_told(weights)}, prepared for CPUs, {packed_bytes(config, weights) / 1e9:.3f} GB")
     elif asked.to == "safetensors":
         print(f"format:  {export.precision}, {export.num_bytes(config) / 1e9:.3f} GB")
     if asked.to == "gguf":
