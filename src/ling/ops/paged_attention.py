@@ -87,6 +87,7 @@ def write(flat: BlockStore, slots: Tensor, k: Tensor, v: Tensor) -> None:
 
 @op(
     cpu="ling.ops.cpu.paged_attention",
+    triton="ling.ops.triton.paged_attention",
     torch="ling.ops.torch.paged_attention",
     invariant="ling.ops.invariant.paged_attention",
 )

@@ -4,6 +4,7 @@ Gradients follow one rule, the pure sum: every loss is divided by numbers of the
 known before backward, so gradients and losses of microbatches and ranks are only ever added up, never averaged.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from ling.distributed.collectives import sum_over
 from ling.model import CausalLM, ModelOutput
 from ling.model.batch import PackedBatch
 from ling.ops.cross_entropy import IGNORE
+from ling.ops.gradient_norm import sum_of_squares
 from ling.parallel.context import ContextBatch, even_split
 from ling.parallel.pipeline import Stage
 from ling.parallel.recompute import recompute_block
@@ -173,9 +175,12 @@ class Ranks:
         with_gradient = [p for p in model.parameters() if p.grad is not None]
         gradients = [p.grad for p in with_gradient if p.grad is not None]
         twice = model.model.word_embeddings.weight if self.stage.has_copy(model.config) else None
-        copies = [_copies(g, self.layout.stage_ranks) * (1 + (p is twice)) for p, g in zip(with_gradient, gradients)]
-        squares = [_local(g).float().square().sum() / n for g, n in zip(gradients, copies)]
-        total = torch.stack(squares).sum() if squares else torch.zeros((), device=self.device)
+        by_copies: dict[int, list[Tensor]] = defaultdict(list)
+        for parameter, gradient in zip(with_gradient, gradients):
+            by_copies[_copies(gradient, self.layout.stage_ranks) * (1 + (parameter is twice))].append(_local(gradient))
+        total = torch.zeros((), device=self.device)
+        for copies, held in by_copies.items():
+            total += sum_of_squares(held) / copies
         if self._all_group is not None:
             dist.all_reduce(total, group=self._all_group)
         norm = total.sqrt()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ling.ops.attention import HeadShape
 from ling.ops.fp8_tensor import Fp8Tensor
+from ling.ops.paged_attention import BlockStore, HeldBlocks
+from ling.ops.ragged import Ragged
 from ling.ops.rope import Rope
 from ling.ops.router import RouterRule
 from ling.ops.triton import (
@@ -20,6 +22,7 @@ from ling.ops.triton import (
     fp8_matmul,
     gradient_norm,
     norm,
+    paged_attention,
     quantize_block,
     quantize_tile,
     router,
@@ -176,6 +179,22 @@ def sums_of_squares() -> None:
         gradient_norm.forward([torch.empty(5), bf16(5)])
 
 
+def decode(dtype: torch.dtype, with_scales: bool) -> None:
+    keys = torch.empty(1024, 64, K, D, dtype=dtype)
+    scale = torch.empty(1024, 64, K) if with_scales else None
+    tables, spans = torch.empty(8, 64, dtype=torch.int64), torch.empty(8, 3, dtype=torch.int64)
+    held = HeldBlocks(tables, lambda: tables, spans=spans)
+    paged_attention.forward(bf16(8, A, D), BlockStore(keys, keys, scale, scale), Ragged([1] * 8, "cpu"), held)
+
+
+def decoding() -> None:
+    decode(BF16, False)
+
+
+def decoding_from_fp8() -> None:
+    decode(E4M3, True)
+
+
 def weight_gradients() -> None:
     weight_grad.of_rows(bf16(R, 2 * F), tiles(R, H), offsets(), BF16)
 
@@ -211,6 +230,8 @@ LAUNCHES: dict[str, Callable[[], None]] = {
         updates_in_few_bits,
         updates_in_more_bits,
         sums_of_squares,
+        decoding,
+        decoding_from_fp8,
         weight_gradients,
         weight_gradients_of_other_kinds,
     )
