@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _LANES = 16
 _MOST_HEADS = 32
+_FEW_ROWS = 16
+"""Up to so many new rows of a sequence, reading keys once for all heads wins; beyond, torch's blocked products do."""
 
 
 class CPaged(ctypes.Structure):
@@ -33,6 +35,10 @@ def why_not(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") ->
     if q.shape[1] // store.keys.shape[2] > _MOST_HEADS:
         return f"more than {_MOST_HEADS} queries share a key"
     return lib.why_not_rows(q) or lib.why_not_values(store.keys) or lib.why_not_values(store.values)
+
+
+def rather_not(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") -> str | None:
+    return None if rows.longest <= _FEW_ROWS else f"more than {_FEW_ROWS} new rows of a sequence"
 
 
 def forward(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") -> Tensor:
