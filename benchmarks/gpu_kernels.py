@@ -15,6 +15,7 @@ from torch.nn.functional import grouped_mm
 
 from benchmarks import gpu_items
 from benchmarks import gpu_kernel_cases as cases
+from benchmarks.gpu_decode_cases import DECODING
 from benchmarks.gpu_items import ceilings, timed
 from benchmarks.gpu_kernel_cases import BF16, E4M3, random
 from ling.ops.backend import use_backend
@@ -57,7 +58,7 @@ def fp8_ceiling() -> float:
 def memory_bound_kernels() -> dict[str, Any]:
     """Time what is bound by memory; GB/s are of the bytes that must be moved."""
     found: dict[str, Any] = {}
-    for make in cases.MEMORY_BOUND:
+    for make in (*cases.MEMORY_BOUND, *DECODING):
         try:
             function, moved = make()
             seconds = timed(function, 10)[0] if make in cases.NOT_IN_GRAPHS else device_seconds(function)

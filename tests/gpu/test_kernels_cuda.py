@@ -25,6 +25,7 @@ from tests.ops.kernels import (
     test_fp8_products,
     test_gradient_norm,
     test_norm,
+    test_paged_attention,
     test_quantize,
     test_router,
     test_rows,
@@ -39,7 +40,7 @@ pytestmark = [
 
 for module in (
     test_adamw, test_attention_prologue, test_cross_entropy, test_fp8_products, test_gradient_norm, test_norm,
-    test_quantize, test_router, test_rows, test_swiglu,
+    test_paged_attention, test_quantize, test_router, test_rows, test_swiglu,
 ):  # fmt: skip
     globals().update({name: value for name, value in vars(module).items() if name.startswith("test_")})
 

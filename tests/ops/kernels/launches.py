@@ -21,6 +21,7 @@ from ling.ops.triton import (
     fp8_grouped_matmul,
     fp8_matmul,
     gradient_norm,
+    moe_decode,
     norm,
     paged_attention,
     quantize_block,
@@ -195,6 +196,11 @@ def decoding_from_fp8() -> None:
     decode(E4M3, True)
 
 
+def experts_of_few_tokens() -> None:
+    chosen = torch.empty(2, k, dtype=torch.int64)
+    moe_decode.mix_few(bf16(2, H), chosen, torch.empty(2, k), bf16(E, 2 * F, H), bf16(E, H, F))
+
+
 def weight_gradients() -> None:
     weight_grad.of_rows(bf16(R, 2 * F), tiles(R, H), offsets(), BF16)
 
@@ -232,6 +238,7 @@ LAUNCHES: dict[str, Callable[[], None]] = {
         sums_of_squares,
         decoding,
         decoding_from_fp8,
+        experts_of_few_tokens,
         weight_gradients,
         weight_gradients_of_other_kinds,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_items, gpu_kernel_cases, gpu_kernels
+from benchmarks import gpu, gpu_decode_cases, gpu_items, gpu_kernel_cases, gpu_kernels
 
 SIZES = {"N": 16, "H": 64, "V": 300, "E": 16, "k": 2, "F": 128, "A": 2, "K": 1, "D": 16, "R": 32, "UPDATED": 4096}
 
@@ -22,6 +22,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("max_memory_allocated", "memory_allocated", "reset_peak_memory_stats"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda: 0)
     monkeypatch.setattr(gpu_kernels, "ROWS_OF_EXPERT", 3)
+    monkeypatch.setattr(gpu_decode_cases, "HELD", 128)
     monkeypatch.setattr(gpu_kernels, "FEW_ROWS", 1)
 
     def once(function: Callable[[], Any], *_: int) -> list[float]:

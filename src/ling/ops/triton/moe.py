@@ -1,5 +1,7 @@
 """Routed experts in bfloat16: gathers, SwiGLU and sums by kernels, products by torch's grouped GEMM.
 
+A few tokens without gradients, as in decoding, take kernels of their own.
+
 Roundings forward are the published model's. Backward, a mixing weight's gradient is taken from the SwiGLU product, not
 from the expert's output, which is so not kept; kept are the tokens and the (R, 2F) projection of their rows.
 """
@@ -16,6 +18,7 @@ from ling.ops.torch import linear
 from ling.ops.torch.autograd import run
 from ling.ops.triton import rows
 from ling.ops.triton.available import refuse
+from ling.ops.triton.moe_decode import MOST_PAIRS, mix_few
 from ling.ops.triton.swiglu import swiglu, swiglu_backward
 
 
@@ -31,6 +34,8 @@ def why_not(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: A
 
 
 def forward(x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    if ids.numel() <= MOST_PAIRS and not torch.is_grad_enabled():
+        return mix_few(x, ids, mix, gate_up_proj, down_proj)
     y: Tensor = run(_MixExperts, x, ids, mix, counts, gate_up_proj, down_proj)
     return y
 
