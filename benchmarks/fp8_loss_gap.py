@@ -125,7 +125,7 @@ def train(recipe: Recipe, prepared: Prepared, arm: str, *, perturbed: int = 0) -
     model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
     if perturbed:
         with torch.no_grad():
-            weight = model.model.layers[0].attention.dense.weight.view(-1)
+            weight = model.model.norm.weight  # in float32 to the end: a block's would be rounded to what it was
             weight[perturbed] = torch.nextafter(weight[perturbed], torch.tensor(torch.inf))
     config, layers = ARMS[arm], None
     if config is None:

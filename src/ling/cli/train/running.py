@@ -95,7 +95,8 @@ def _run(recipe: Recipe, run: RunDirectory, process: Process, ranks: Ranks | Non
     process.wait_for_all()
     share = (ranks.data_rank, ranks.data_size) if ranks is not None else (0, 1)
     read_batches = partial(_read_batches, data, share)
-    if (peak := find_peak(process.device, recipe.train.compute_dtype)) is not None:
+    emulated = recipe.train.precision == "fp8" and process.device.type == "cpu"  # its products are float32's there
+    if (peak := find_peak(process.device, "float32" if emulated else recipe.train.compute_dtype)) is not None:
         console.print(f"utilisation is of {peak.name}, per process")
     training = Training(
         recipe, run.path, read_batches, partial(add_tokenizer, data.tokenizer), model, ranks, data.fingerprint, peak
