@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ling.checkpoint import load_model, save_model
 from ling.checkpoint.doctor.examine import examine
-from ling.checkpoint.packing import Weights, formats_told, read_weights
+from ling.checkpoint.packing import KINDS, Weights, formats_told, read_weights
 from ling.checkpoint.pages import PAGE_MODES
 from ling.checkpoint.pieces import open_pieces
 from ling.checkpoint.prepare import to_packed, verify_packed
@@ -282,3 +282,5 @@ def test_conversions_that_make_no_sense_are_refused(asked: dict[str, Any], said:
 def test_formats_are_told_as_they_are_given() -> None:
     for text in ("int8", "int4", "int4,head=int8"):
         assert formats_told(read_weights(text)).replace(", head int8", ",head=int8") == text
+    assert formats_told(read_weights("mixed")) == "int4, head int8"
+    assert read_weights("mixed,head=int4") == dict.fromkeys(KINDS, "int4")

@@ -17,6 +17,10 @@ KINDS = ("head", "attention", "experts", "dense")
 Weights = PackedFormat | Mapping[str, PackedFormat]
 """A format for every matrix, or for each of some kinds."""
 
+MIXED: dict[str, PackedFormat] = {"head": "int8", "attention": "int4", "experts": "int4", "dense": "int4"}
+"""The smallest mixture within 1 % perplexity of float32: the embedded model on held-out books has 0.3 % more with it,
+1.1 % with int4 alone (most of it the head's), 0.1 % with int8."""
+
 
 def pack(model: CausalLM, weights: Weights) -> None:
     """Make room for packed weights in place of values; activations become float32, the embedding stays as published.
@@ -69,11 +73,11 @@ def formats_by_kind(weights: Weights) -> dict[str, PackedFormat]:
 
 
 def read_weights(text: str) -> Weights:
-    """Read `int4`, or `int4,head=int8`: a format for every matrix, and others for some kinds."""
+    """Read `int8`, `int4` or `mixed`, perhaps with other formats for some kinds behind it: `int4,head=int8`."""
     first, *others = text.split(",")
-    if not others:
+    if first != "mixed" and not others:
         return check_format(first)
-    formats: dict[str, str] = dict.fromkeys(KINDS, first)
+    formats: dict[str, str] = {**(MIXED if first == "mixed" else dict.fromkeys(KINDS, first))}
     for other in others:
         kind, _, format = other.partition("=")
         if kind not in KINDS:

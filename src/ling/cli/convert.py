@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ling.checkpoint.save import ExportFormat
 
 _GGUF_ONLY = ("float16", "q8_0", "q4_0")
-_PACKED = ("int8", "int4")
+_PACKED = ("int8", "int4", "mixed")
 _SHARD_GB, _LARGEST_SHARD_GB = 5.0, 1e9
 MAX_SHARD_SIZE_HELP = "Largest safetensors file, in GB of 10^9 bytes; left out: 5."
 _KNOWN = {
@@ -73,8 +73,9 @@ def convert(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16, float8; int8 or int4, prepared for CPUs, where int4,head=int8 and the like give "
-            "kinds of matrices (head, attention, experts, dense) formats of their own; for GGUF float16, q8_0, q4_0; "
+            help="float32, bfloat16, float8; int8, int4 or mixed (4 bits, the head 8), prepared for CPUs, where "
+            "int4,head=int8 and the like give kinds of matrices (head, attention, experts, dense) formats of their "
+            "own; for GGUF float16, q8_0, q4_0; "
             "left out: bfloat16, or as stored for training."
         ),
     ] = None,

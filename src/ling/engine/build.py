@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ling.checkpoint import load_model
+from ling.checkpoint.pages import PageMode
 from ling.config.engine import EngineConfig
 from ling.engine.core import Engine
 from ling.engine.invariance import probe
@@ -52,6 +53,7 @@ def load(
     quantization: str | None = None,
     hf_overrides: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    pages: PageMode = "mapped",
 ) -> tuple[CausalLM, Tokenizer]:
     """Load a checkpoint.
 
@@ -59,6 +61,7 @@ def load(
     quantization  fp8: block-quantised weights stay codes that become values at each use; int8, int4: matrices are
                   packed as they are read; None: values
     hf_overrides  keys laid over config.json, such as rope_scaling
+    pages         where the weights of a prepared checkpoint lie
     """
     check_quantization("quantization", quantization)
     directory = Path(directory)
@@ -70,7 +73,10 @@ def load(
     wanted = dtype or (torch.float32 if on_cpu else None)
     kept: Literal["keep", "dequantize"] = "keep" if quantization == "fp8" else "dequantize"
     weights = check_format(quantization) if quantization in PACKED_FORMATS else None
-    model = load_model(directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=hf_overrides)
+    model = load_model(
+        directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=hf_overrides,
+        pages=pages,
+    )  # fmt: skip
     return model.requires_grad_(False), Tokenizer.from_directory(directory)
 
 

@@ -53,6 +53,9 @@ MODEL = (
     Flag(name="dtype", default="auto", help="auto, float32, bfloat16 or float16.", vllm="--dtype", sglang="--dtype"),
     Flag(name="quantization", help="fp8: keep FP8 weights as stored; int8 or int4: pack every matrix as it "
          "is read; left out: values.", translated=True),
+    Flag(name="threads", kind=int, help="Of a CPU; left out: one for each core that may be used."),
+    Flag(name="weight_pages", default="mapped", help="Of a prepared checkpoint: mapped from the page cache, copied "
+         "into huge pages, or locked."),
     Flag(name="device", default="auto", help="cpu or cuda; auto: a GPU where there is one."),
     Flag(name="hf_overrides", also=("--json-model-override-args",), help="JSON laid over config.json, such as "
          '{"rope_scaling": {...}}.', vllm="--hf-overrides", sglang="--json-model-override-args"),

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from ling.checkpoint.pages import check_page_mode
 from ling.cli.serve.translate import engine_config, json_object, server_settings
 from ling.engine.build import build, check_quantization, describe, load
 from ling.engine.bundled import bundled_directory
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
+from ling.engine.threads import set_threads
 from ling.errors import ConfigError
 from ling.server.run import bind, run
 from ling.server.sampling import SamplingDefaults
@@ -67,13 +69,13 @@ def _called(name: str | None) -> str:
 
 def _open(options: Any, directory: Path, say: Say) -> Engine:
     device = _device(options.device)
-    if directory == bundled_directory():
-        torch.set_num_threads(1)  # its tensors are too small to share
+    few = 1 if directory == bundled_directory() else None  # its tensors are too small to share
+    say(set_threads(options.threads if options.threads is not None else few))
     overrides = json_object("--hf-overrides", options.hf_overrides) if options.hf_overrides else None
     check_quantization("--quantization", options.quantization)
     model, tokenizer = load(
         directory, dtype=_DTYPES[options.dtype], quantization=options.quantization,
-        hf_overrides=overrides, device=device,
+        hf_overrides=overrides, device=device, pages=check_page_mode("--weight-pages", options.weight_pages),
     )  # fmt: skip
     return build(model, tokenizer, engine_config(options, kv_cache_gib=_share(options, device, say)))
 
