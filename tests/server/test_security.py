@@ -329,7 +329,7 @@ def test_16_prompts_and_keys_are_in_no_log_and_no_error(guarded, caplog):
     assert "server" not in answers[0].headers
 
 
-def test_17_a_full_queue_is_told_to_come_back(pretend, serve):
+def test_17_a_full_queue_is_told_to_come_back(pretend, serve, caplog):
     with serve(pretend) as live:
         pretend.refuse = QueueFullError("8 requests wait already; try again later")
         full = live.post(messages=MESSAGES)
@@ -339,3 +339,4 @@ def test_17_a_full_queue_is_told_to_come_back(pretend, serve):
         dead = live.post(messages=MESSAGES)
         assert (dead.status_code, dead.json()["error"]["type"]) == (503, "service_unavailable_error")
         assert "retry-after" in dead.headers
+    assert not caplog.records, "a full queue is no failure of ours to be traced"

@@ -13,6 +13,7 @@ from pydantic_core import from_json, to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ling.errors import QueueFullError
 from ling.server.chat import ChatAnswers
 from ling.server.completions import CompletionAnswers
 from ling.server.errors import ApiError, as_api_error
@@ -62,7 +63,7 @@ def explain(service: Service, request: Request, error: Exception) -> ApiError:
         told = ApiError(f"not answered within {seconds:g} seconds; the request was aborted", status=504, code="timeout")
     else:
         told = as_api_error(error, request_id, serving=service.engine.alive and not service.engine.draining)
-    if told.status >= 500 and not isinstance(error, ApiError | TimeoutError):
+    if told.status >= 500 and not isinstance(error, ApiError | TimeoutError | QueueFullError):
         logger.error("%s failed", request_id, exc_info=error)
     service.metrics.refused.labels(str(told.status)).inc()
     return told
