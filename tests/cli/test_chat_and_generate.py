@@ -164,6 +164,7 @@ def test_a_saved_conversation_is_loaded_and_fits_fine_tuning(
         ("/save /nowhere/x", "there is nothing to save yet"),
         ("/load /nowhere/x", "cannot read /nowhere/x"),
         ("/load pyproject.toml", "Expecting value"),
+        ("/load README.md", "README.md does not end with a conversation"),
     ],
 )
 def test_commands_say_what_is_wrong_and_ask_nothing(

@@ -71,12 +71,15 @@ class Conversation:
         return f"{len(self.messages)} messages appended to {file}"
 
     def _load(self, file: Path) -> str:
-        from ling.data.records import read_records
+        from ling.data.records import DamagedRecordError, read_records
 
         record = None
         for record in read_records(file):  # noqa: B007  the last one
             pass
-        value = record.parse() if record is not None else None
+        try:
+            value = record.parse() if record is not None else None
+        except DamagedRecordError as error:
+            raise DataError(f"{file} does not end with a conversation but in text that is not JSON: {error}") from None
         messages = value.get("messages") if isinstance(value, dict) else None
         if not isinstance(messages, list) or not messages or not all(_is_turn(m) for m in messages):
             raise DataError(f"{file} does not end with a conversation of system, user and assistant messages")
