@@ -13,7 +13,9 @@ from ling.model import CausalLM
 from ling.optim import stored
 from ling.optim.build import build_optimizer, state_tensors
 from ling.optim.interchange import convert_, stored_as_wanted
+from ling.optim.muon import MuonRule
 from ling.optim.muon_adamw import MuonAdamW
+from ling.optim.sharding import through_full_matrix
 from ling.testing.models import tiny_model
 
 SMALL = OptimConfig(lr=1e-2, weights="bfloat16", moments="fp8")
@@ -231,3 +233,11 @@ def test_a_float32_run_takes_the_masters_and_not_what_was_rounded_from_them(tmp_
     other, _ = load(save(tmp_path / "at_1", model, optimizer), OptimConfig(lr=1e-2), updates=1)
     assert torch.equal(other.lm_head.weight, optimizer.state[model.lm_head.weight]["master"])
     assert not torch.equal(other.lm_head.weight, model.lm_head.weight.float())
+
+
+def test_no_piece_of_an_update_is_larger_than_sixteen_million_elements() -> None:
+    """Ling-mini's experts, 2 million elements each: eight at a time, though the bound of memory allows more."""
+    rule = MuonRule(MuonConfig(chunk_mib=4096), through_full_matrix)
+    pieces = list(rule._pieces(torch.empty(256, 1024, 2048, device="meta"), (512, 512)))
+    assert [(p.start, p.stop) for p in pieces[:2]] == [(0, 8), (8, 16)]
+    assert stored.CHUNK == 8 * 1024 * 2048

@@ -119,3 +119,16 @@ def small_mini() -> ModelConfig:
         "num_nextn_predict_layers": 1, "pad_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
     return ModelConfig(**(preset("ling_mini")["model"] | shape))
+
+
+@pytest.mark.parametrize(("mtp", "gib"), [(0, 61.1), (1, 64.2)])
+def test_the_whole_of_ling_mini_takes_four_bytes_per_parameter(mtp: int, gib: float) -> None:
+    """The true sizes, without memory: 16.26 and 17.08 billion parameters, in GiB of weights and FP8 moments."""
+    with torch.device("meta"):
+        model = CausalLM(ModelConfig(**preset("ling_mini")["model"] | {"num_nextn_predict_layers": mtp})).bfloat16()
+    optimizer = build_optimizer(model, OptimConfig(weights="bfloat16", moments="fp8"))
+    tensors = [*model.parameters(), *model.buffers(), *(t for s in optimizer.state.values() for t in s.values())]
+    held, parameters = sum(t.nbytes for t in tensors), sum(p.numel() for p in model.parameters())
+    assert parameters > (17.0e9 if mtp else 16.2e9)
+    assert held / parameters <= 4.04
+    assert held / 2**30 == pytest.approx(gib, abs=0.1)

@@ -16,7 +16,7 @@ from ling.config import ModelConfig
 from ling.config.optimizer import MuonConfig
 from ling.optim.moments import BLOCK_SIZE
 from ling.optim.newton_schulz import num_temporary_bytes, orthogonalize
-from ling.optim.stored import InPlace, Stored
+from ling.optim.stored import CHUNK, InPlace, Stored
 
 Orthogonalize = Callable[[Tensor], Tensor]
 FullMatrix = Callable[[Tensor, Tensor, Orthogonalize], Tensor]
@@ -85,7 +85,7 @@ class MuonRule:
         columns = target.shape[-1]
         working = max(num_temporary_bytes(rows, columns, self._dtype) for rows in parts)
         each = 4 * sum(parts) * columns + working
-        step = max(1, (self.config.chunk_mib << 20) // each)
+        step = max(1, min((self.config.chunk_mib << 20) // each, CHUNK // (sum(parts) * columns)))
         aligned = BLOCK_SIZE // math.gcd(BLOCK_SIZE, sum(parts) * columns)  # matrices that end with a block of moments
         step = -(-step // aligned) * aligned
         for first in range(0, len(target), step):
