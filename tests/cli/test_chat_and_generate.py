@@ -11,12 +11,15 @@ import pytest
 from rich.console import Console
 from tests.cli.streaming_server import stream_from
 
+from ling.cli.bench.client import Client, RefusedError
+from ling.cli.bench.probe import first_model
 from ling.cli.chat import converse
 from ling.cli.talk.answer import Model
 from ling.cli.talk.show import ChatMarkdown, MarkdownShow, split_finished
 from ling.engine.bundled import bundled_directory
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
+from ling.errors import RequestError
 
 FRIEND, WHO = "My friend is Anna.", "Who is my friend?"
 ANSWER = "Your friend is Anna."
@@ -249,3 +252,15 @@ def test_markdown_is_rendered_and_loses_no_text() -> None:
 def test_its_provenance_is_beside_it() -> None:
     told = json.loads((bundled_directory() / "PROVENANCE.json").read_text(encoding="utf-8"))
     assert told["measured"]["gated_percent"] >= 90
+
+
+@pytest.mark.parametrize(("status", "flag"), [(401, "--api-key"), (404, "--model")])
+def test_a_server_that_lists_no_models_is_told_with_the_flag_that_helps(
+    monkeypatch: pytest.MonkeyPatch, status: int, flag: str
+) -> None:
+    async def refused(_: Client) -> list[str]:
+        raise RefusedError(status, "no")
+
+    monkeypatch.setattr(Client, "models", refused)
+    with pytest.raises(RequestError, match=flag):
+        first_model(Client("http://127.0.0.1:1"))

@@ -13,7 +13,8 @@ def first_model(client: Client) -> str:
     try:
         models = asyncio.run(client.models())
     except RefusedError as error:
-        raise RequestError(f"{client.url}/v1/models answers {error}; say what to ask for with --model") from None
+        what = "give its key with --api-key" if error.status in (401, 403) else "say what to ask for with --model"
+        raise RequestError(f"{client.url}/v1/models answers {error}; {what}") from None
     return models[0] if models else "auto"
 
 
