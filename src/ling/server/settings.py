@@ -42,8 +42,8 @@ class ServerSettings:
     """Export the metrics under vLLM's names as well."""
 
     def __post_init__(self) -> None:
-        if not self.served_names:
-            raise ConfigError("served_names needs at least one name")
+        if not self.served_names or not all(self.served_names):
+            raise ConfigError("served_names needs at least one name, and none may be empty")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must lie between 0 and 65535, got {self.port}")
         for name in ("max_body_bytes", "max_header_bytes", "max_headers", "max_connections"):
