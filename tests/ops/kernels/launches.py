@@ -205,41 +205,47 @@ def weight_gradients() -> None:
     weight_grad.of_rows(bf16(R, 2 * F), tiles(R, H), offsets(), BF16)
 
 
+def weight_gradients_in_fp8() -> None:
+    weight_grad.of_columns(tiles(2 * F, R), tiles(H, R), offsets(), BF16)
+
+
 def weight_gradients_of_other_kinds() -> None:
     weight_grad.of_rows(bf16(N, H), tiles(N, H), None, torch.float32)
-    weight_grad.of_columns(tiles(2 * F, R), tiles(H, R), offsets(), BF16)
     weight_grad.of_columns(tiles(H, N, kind=E5M2), tiles(H, N), None, BF16)
 
 
-LAUNCHES: dict[str, Callable[[], None]] = {
-    f.__name__: f
-    for f in (
-        norm_forward_and_backward,
-        norm_and_codes,
-        heads_and_their_gradients,
-        swiglu_and_its_gradients,
-        weighted_swiglu_and_its_gradients,
-        swiglu_in_fp8,
-        tiles_of_rows,
-        tiles_of_rows_in_other_formats,
-        blocks_of_experts,
-        blocks_in_float32,
-        fp8_product,
-        fp8_products_of_experts,
-        fp8_products_of_other_shapes,
-        routing,
-        routing_of_other_dtypes,
-        rows_of_experts_and_back,
-        sums_without_weights,
-        losses,
-        losses_alone_and_in_float32,
-        updates_in_few_bits,
-        updates_in_more_bits,
-        sums_of_squares,
-        decoding,
-        decoding_from_fp8,
-        experts_of_few_tokens,
-        weight_gradients,
-        weight_gradients_of_other_kinds,
-    )
-}
+USUAL = (
+    norm_and_codes,
+    norm_forward_and_backward,
+    heads_and_their_gradients,
+    swiglu_in_fp8,
+    tiles_of_rows,
+    blocks_of_experts,
+    fp8_product,
+    fp8_products_of_experts,
+    routing,
+    rows_of_experts_and_back,
+    losses,
+    updates_in_few_bits,
+    sums_of_squares,
+    decoding,
+    experts_of_few_tokens,
+    weight_gradients,
+    weight_gradients_in_fp8,
+)
+"""A launch of every kernel."""
+OTHERS = (
+    swiglu_and_its_gradients,
+    weighted_swiglu_and_its_gradients,
+    tiles_of_rows_in_other_formats,
+    blocks_in_float32,
+    fp8_products_of_other_shapes,
+    routing_of_other_dtypes,
+    sums_without_weights,
+    losses_alone_and_in_float32,
+    updates_in_more_bits,
+    decoding_from_fp8,
+    weight_gradients_of_other_kinds,
+)
+"""The same kernels for other dtypes and shapes."""
+LAUNCHES: dict[str, Callable[[], None]] = {f.__name__: f for f in (*USUAL, *OTHERS)}

@@ -15,7 +15,7 @@ _SMALLEST_NORMAL = tl.constexpr(2.0**-6)
 
 
 @triton.jit
-def random_bits(positions, key):
+def _random_bits(positions, key):
     """64 bits for each position (splitmix64's finaliser): positions int64, key int64."""
     z = positions.to(tl.uint64) ^ key.to(tl.uint64)
     z += 0x9E3779B97F4A7C15
@@ -114,7 +114,7 @@ def adamw(
     correction2 = tl.sqrt((1 - tl.exp(count * LOG_BETA2)).to(tl.float32))
     w -= lr * decay * w
     w -= (lr / correction1) * m / (tl.sqrt_rn(v) / correction2 + eps)
-    bits = random_bits(at, key)
+    bits = _random_bits(at, key)
     if weight.dtype.element_ty == tl.float32:
         tl.store(weight + at, w, live)
     else:
