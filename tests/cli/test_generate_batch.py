@@ -85,7 +85,7 @@ def test_a_line_has_sampling_of_its_own_and_else_that_of_the_command_with_its_ow
     engine = files.run(temperature=0.7, seed=40)
     (_, first), (_, second) = engine.asked
     assert (first.temperature, first.seed) == (0.7, 40)
-    assert (second.temperature, second.seed, second.stop, second.logit_bias) == (0.5, 9, ["x"], {3: 1.0})
+    assert (second.temperature, second.seed, tuple(second.stop), second.logit_bias) == (0.5, 9, ("x",), {3: 1.0})
     files.ask({"prompt": "a"}, {"prompt": "a"})
     assert [p.seed for _, p in files.run(seed=40, restart=True).asked] == [40, 41]
 

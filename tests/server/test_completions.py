@@ -100,7 +100,8 @@ def test_the_tokenizer_is_there_for_clients(live):
 def test_one_prompt_too_many_is_refused_and_none_is_run(live):
     for prompt in ([], [PROMPT] * 65, [PROMPT, ""], [PROMPT, [1]], "", [-1], [10**6], [True]):
         answer = live.post("/v1/completions", prompt=prompt)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt"), prompt
+        named = answer.json()["error"]["param"].partition("[")[0]
+        assert (answer.status_code, named) == (400, "prompt"), prompt
 
 
 def test_a_small_request_cannot_ask_for_a_huge_answer(live):

@@ -68,7 +68,7 @@ def test_a_misspelt_field_is_told_what_it_may_mean():
         ("prompt", [], "prompt", "at least 1 item"),
         ("prompt", [5, -1], "prompt[1]", "greater than or equal to 0"),
         ("prompt", [[5], [-1]], "prompt[1][0]", "greater than or equal to 0"),
-        ("prompt", ["a", 5], "prompt[", "valid"),
+        ("prompt", ["a", 5], "prompt", "valid"),
         ("logit_bias", {"5": "1"}, "logit_bias.5", "valid number"),
     ],
 )

@@ -51,8 +51,8 @@ def _meant(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     first = mistakes[0]
     if not any(isinstance(part, str) and _is_made_up(part) for part in first["loc"]):
         return first
-    same = [mistake for mistake in mistakes if mistake["loc"][0] == first["loc"][0]]
-    return max(same, key=lambda m: (not m["type"].endswith(("_type", "literal_error")), len(m["loc"])))
+    same = (mistake for mistake in mistakes if mistake["loc"][0] == first["loc"][0])
+    return next((mistake for mistake in same if not mistake["type"].endswith(("_type", "literal_error"))), first)
 
 
 def _explain(mistake: Mapping[str, Any], model: type[Strict]) -> ApiError:
