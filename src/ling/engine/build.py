@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ling.checkpoint import load_model
+from ling.checkpoint.packing import MIXED, Weights
 from ling.checkpoint.pages import PageMode
 from ling.config.engine import EngineConfig
 from ling.engine.core import Engine
@@ -17,7 +18,6 @@ from ling.model import CausalLM
 from ling.model.linear import Linear
 from ling.model.moe import Experts
 from ling.ops.cpu.library import library
-from ling.ops.packed import PACKED_FORMATS, check_format
 from ling.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def open_engine(
     return build(model, tokenizer, config)
 
 
-QUANTIZATIONS = ("fp8", *PACKED_FORMATS)
+_PACKED: dict[str, Weights] = {"int8": "int8", "int4": "int4", "mixed": MIXED}
+QUANTIZATIONS = ("fp8", *_PACKED)
 
 
 def check_quantization(option: str, name: str | None) -> None:
@@ -58,21 +59,21 @@ def load(
     """Load a checkpoint.
 
     dtype         that weights are held and computed in; None: float32 on a CPU, elsewhere as published
-    quantization  fp8: block-quantised weights stay codes that become values at each use; int8, int4: matrices are
-                  packed as they are read; None: values
+    quantization  fp8: block-quantised weights stay codes that become values at each use; int8, int4, mixed:
+                  matrices are packed as they are read, mixed by `MIXED`; None: values
     hf_overrides  keys laid over config.json, such as rope_scaling
     pages         where the weights of a prepared checkpoint lie
     """
     check_quantization("quantization", quantization)
     directory = Path(directory)
     on_cpu = torch.device(device).type == "cpu"
-    if quantization in PACKED_FORMATS and not on_cpu:
+    if quantization in _PACKED and not on_cpu:
         raise ConfigError(f"{quantization} weights are for CPUs; on {device} use fp8, or leave quantization out")
     if on_cpu and dtype in (torch.bfloat16, torch.float16):
         logger.warning("%s is slower than float32 on most CPUs; nothing is lost in float32", str(dtype)[6:])
     wanted = dtype or (torch.float32 if on_cpu else None)
     kept: Literal["keep", "dequantize"] = "keep" if quantization == "fp8" else "dequantize"
-    weights = check_format(quantization) if quantization in PACKED_FORMATS else None
+    weights = _PACKED.get(quantization or "")
     model = load_model(
         directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=hf_overrides,
         pages=pages,

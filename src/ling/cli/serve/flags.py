@@ -52,7 +52,7 @@ ADDRESS = (
 MODEL = (
     Flag(name="dtype", default="auto", help="auto, float32, bfloat16 or float16.", vllm="--dtype", sglang="--dtype"),
     Flag(name="quantization", help="fp8: keep FP8 weights as stored; int8 or int4: pack every matrix as it "
-         "is read; left out: values.", translated=True),
+         "is read; mixed: to 4 bits, the head to 8; left out: values.", translated=True),
     Flag(name="threads", kind=int, help="Of a CPU; left out: one for each core that may be used."),
     Flag(name="weight_pages", default="mapped", help="Of a prepared checkpoint: mapped from the page cache, copied "
          "into huge pages, or locked."),
