@@ -1,14 +1,16 @@
 """Whether Triton's kernels can take a call at all; twins add what they need beyond that."""
 
 import importlib.util
-from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+INSTALLED = importlib.util.find_spec("triton") is not None
 
 interpreting = False
 """Whether kernels run in Triton's interpreter, on CPU tensors. Only `ling.testing.triton_interpreter` sets it."""
 
+_PLAIN = (Tensor, nn.Parameter)
 FLOATS = (torch.bfloat16, torch.float32)
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -17,9 +19,11 @@ def refuse(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS) ->
     """Return why kernels cannot read these tensors, None where they can. The first must be of one of `dtypes`."""
     first = tensors[0]
     assert first is not None
-    if not _installed():
+    if not INSTALLED:
         return "triton is not installed"
     for tensor in tensors:
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return f"a {type(tensor).__name__} has no address of its own"
         if tensor is not None and tensor.device != first.device:
             return f"tensors are on {first.device} and {tensor.device}"
     if first.device.type != "cuda" and not interpreting:
@@ -49,8 +53,3 @@ def refuse_fp8(*tensors: Tensor | None, dtypes: tuple[torch.dtype, ...] = FLOATS
 
 def next_power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
-
-
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -16,8 +16,6 @@ def why_not(tensors: Sequence[Tensor]) -> str | None:
     for tensor in tensors:
         if tensor.numel() and not tensor.is_contiguous():
             return "a tensor is not contiguous"
-        if type(tensor) not in (Tensor, torch.nn.Parameter):
-            return f"a {type(tensor).__name__} has no address of its own"
         if tensor.numel() and (reason := refuse(tensor, tensors[0])):
             return reason
     return None if any(tensor.numel() for tensor in tensors) else "there is nothing to do"

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ling.ops.torch.autograd import run
-from ling.ops.triton.available import next_power_of_two, refuse
+from ling.ops.triton.available import FLOATS, next_power_of_two, refuse
 
 _LARGEST_ROW = 16384
 _TILE = 4096
@@ -19,6 +19,8 @@ _PROGRAMS = 512
 def why_not(x: Tensor, weight: Tensor, eps: float) -> str | None:
     if x.shape[-1] > _LARGEST_ROW:
         return f"rows of {x.shape[-1]} do not fit into registers"
+    if weight.dtype not in FLOATS:
+        return f"it does not take a weight of {weight.dtype}"
     return refuse(x, weight)
 
 
