@@ -265,6 +265,7 @@ def test_tokens_named_by_parameters_must_exist(stray: dict) -> None:
         ({"tensor_parallel_size": 2}, "one engine runs on one device"),
         ({"speculative_config": {"method": "eagle"}}, "method must be mtp or ngram"),
         ({"speculative_config": {"model": "x"}}, "has no key model"),
+        ({"quantization": "int8"}, "are for loading; this model is loaded"),
         ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype must be auto or fp8, got fp8_e4m3"),
         ({"drafting": "eagle"}, "drafting must be auto, mtp, ngram or none, got eagle"),
         ({"kv_cache_gib": float("nan")}, "kv_cache_gib must not be negative, got nan"),

@@ -67,6 +67,11 @@ def test_top_k_and_top_p_keep_the_most_likely() -> None:
         assert set(sample(logits, rows(SamplingParams(temperature=1.0, min_p=min_p)))) == kept, min_p
 
 
+def test_a_top_p_that_rounds_to_nothing_keeps_the_most_likely() -> None:
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(20, 4)
+    assert set(sample(logits, rows(SamplingParams(temperature=1.0, top_p=1e-300), 20))) == {0}
+
+
 def test_a_nucleus_wider_than_what_is_ranked_first_is_whole() -> None:
     logits = torch.zeros(3000, 3000)
     chosen = sample(logits, rows(SamplingParams(temperature=1.0, top_p=0.9), 3000))

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+_MOST_DRAFT_FAILURES = 3
+
+
 class StepError(LingError):
     """A step that failed and took its requests with it; the engine goes on."""
 
@@ -74,6 +77,7 @@ class Engine:
         self.scheduler = Scheduler(self.blocks, self.sizes.max_num_batched_tokens, self.config.max_num_seqs, lookahead)
         self._answers: dict[str, list[Sequence]] = {}
         self._num_requests = 0
+        self._draft_failures = 0
 
     # ---- requests ----
 
@@ -186,7 +190,11 @@ class Engine:
             if s.finished:
                 continue
             if s.wants_prompt_logprobs:
-                score_prompt(self.runner, s, h, self.tokenizer)
+                try:
+                    score_prompt(self.runner, s, h, self.tokenizer)
+                except Exception as error:
+                    deltas.append(self._fail(s, error))
+                    continue
             if s.num_computed + plan[s] >= len(s.tokens):
                 ready.append((s, h))
             else:
@@ -271,8 +279,11 @@ class Engine:
                 for s in going:
                     propose_from_text(s, most)
         except Exception:
-            logger.exception("drafting failed; the engine goes on without it")
-            self.draft_length.most = 0
+            self._draft_failures += 1
+            logger.exception("drafting failed")
+            if self._draft_failures >= _MOST_DRAFT_FAILURES:
+                logger.error("drafting failed %d times; the engine goes on without it", self._draft_failures)
+                self.draft_length.most = 0
             for s in [*going, *prefilling]:
                 s.drafts, s.pending = [], []
                 s.mtp_next = s.mtp_first = s.num_computed + 1
@@ -295,8 +306,10 @@ class Engine:
         """End one answer with an error; what it computed is wiped, so that no later holder of its blocks reads it."""
         if not isinstance(error, LingError):
             logger.error("request %s failed", s.request_id, exc_info=error)
-        if s.blocks:
+        try:
             self.runner.cache.wipe(s.blocks[s.num_published :])
+        except Exception:
+            logger.exception("the blocks of request %s could not be wiped", s.request_id)
         return self._end(s, Delta(request_id=s.request_id, index=s.index, finish_reason="error", error=error))
 
     def _fail_not_finite(self, sequences: list[Sequence], hidden: list[Tensor]) -> list[Delta]:

@@ -23,6 +23,7 @@ from ling.engine.core import Engine
 from ling.engine.grammar import Grammar, GrammarCompiler
 from ling.engine.request import CompletionOutput, Delta, RequestOutput, SamplingParams
 from ling.engine.scoring import negative_log_likelihoods
+from ling.engine.sizing import cache_gib_within
 from ling.engine.stats import EngineStats
 from ling.errors import ConfigError, RequestError
 from ling.model import CausalLM
@@ -44,8 +45,8 @@ class LLM:
 
     model      a checkpoint directory or a hub's name; or a model, with its tokenizer
     dtype      what weights are held and computed in; auto: float32 on a CPU, elsewhere as published
-    quantization  "fp8" keeps block-quantised weights as codes, "int8" and "int4" pack every matrix as it is read;
-               None: values
+    quantization  "fp8" keeps block-quantised weights as codes, "int8" and "int4" pack every matrix as it is read,
+               "mixed" to 4 bits and the head to 8; None: values
     options    fields of `EngineConfig`
     """
 
@@ -59,7 +60,9 @@ class LLM:
         hf_overrides: Mapping[str, Any] | None = None,
         speculative_config: Mapping[str, Any] | None = None,
         tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float | None = None,
         trust_remote_code: bool = False,
+        enforce_eager: bool = False,
         device: str = "auto",
         **options: Any,
     ) -> None:
@@ -70,10 +73,14 @@ class LLM:
             )
         if trust_remote_code:
             logger.info("trust_remote_code: no code of a checkpoint is ever run; nothing to do")
+        if enforce_eager:
+            logger.info("enforce_eager: nothing is compiled; nothing to do")
         self._config = _engine_config({**_drafting(speculative_config), **options})
         if isinstance(model, CausalLM):
             if tokenizer is None:
                 raise ConfigError("a model needs its tokenizer: LLM(model, tokenizer)")
+            if (dtype, quantization, hf_overrides, device) != ("auto", None, None, "auto"):
+                raise ConfigError("dtype, quantization, hf_overrides and device are for loading; this model is loaded")
             self.model, self.tokenizer = model, tokenizer
         elif tokenizer is not None:
             raise ConfigError("a checkpoint directory has its own tokenizer; leave the tokenizer out, or give a model")
@@ -89,11 +96,23 @@ class LLM:
                 hf_overrides=hf_overrides,
                 device=device,
             )
+        if gpu_memory_utilization is not None:
+            self._config = self._sized(gpu_memory_utilization)
         self.stats = EngineStats()
         """Of the last call."""
         self._ids = itertools.count()
         self._waiting: dict[str, list[Delta]] = {}
         """What steps made for streams that are open but did not ask for it."""
+
+    def _sized(self, share: float) -> EngineConfig:
+        """Give the cache what a share of the GPU's memory leaves."""
+        device = self.model.model.word_embeddings.weight.device
+        if device.type != "cuda":
+            logger.info("gpu_memory_utilization has no effect on a CPU; kv_cache_gib sizes the cache")
+            return self._config
+        if self._config.kv_cache_gib:
+            raise ConfigError("gpu_memory_utilization and kv_cache_gib both size the cache; give one")
+        return dataclasses.replace(self._config, kv_cache_gib=cache_gib_within(share, device))
 
     @cached_property
     def engine(self) -> Engine:

@@ -125,6 +125,7 @@ def _keep_likely(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor
         ranked, ids = shares.sort(descending=True, stable=True)
     kept = ranked.cumsum(0) - ranked < params.top_p  # a token goes if those before it fill top_p already
     kept &= ranked > 0
+    kept[0] = True  # a top_p that float32 rounds to 0 means the most likely token
     ids = ids[kept]
     return logits[ids], ids
 

@@ -90,6 +90,23 @@ def _affordable(config: EngineConfig, per_block: int, device: torch.device) -> i
     return int(free_memory() * _CPU_SHARE / per_block)
 
 
+def cache_gib_within(share: float, device: torch.device) -> float:
+    """Return the GiB that a share of a GPU's memory leaves for the cache, the weights being there already.
+
+    Raises ConfigError for what is no share, or where nothing is left.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"gpu_memory_utilization must lie in (0, 1], got {share:g}")
+    free, total = torch.cuda.mem_get_info(device)
+    left = free - (1 - share) * total
+    if left <= 0:
+        raise ConfigError(
+            f"gpu_memory_utilization {share:g} leaves no memory for the cache: of {total / 2**30:.1f} GiB "
+            f"{(total - free) / 2**30:.1f} are in use"
+        )
+    return left / 2**30
+
+
 def _fit(config: EngineConfig, length: int, lookahead: int, affordable: int) -> tuple[int, int]:
     """Return the longest sequence and the number of blocks."""
 

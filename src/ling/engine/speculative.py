@@ -20,7 +20,7 @@ from ling.engine.sequence import Sequence
 from ling.errors import RequestError
 
 _MOST_PENDING = 32
-"""Hidden states kept per sequence while nobody drafts: what the first draft afterwards has to read, for every answer."""
+"""Hidden states kept per sequence while nobody drafts: what the next first draft has to read, for every answer."""
 _LONGEST_MATCH, _SHORTEST_MATCH = 4, 2
 _SEARCHED = 8192
 """Tokens back that a match is looked for."""

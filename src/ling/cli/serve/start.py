@@ -13,6 +13,7 @@ from ling.engine.build import build, check_quantization, describe, load
 from ling.engine.bundled import bundled_directory
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
+from ling.engine.sizing import cache_gib_within
 from ling.engine.threads import set_threads
 from ling.errors import ConfigError
 from ling.server.run import bind, run
@@ -100,11 +101,4 @@ def _share(options: Any, device: torch.device, say: Say) -> float | None:
         return None
     if options.kv_cache_gib is not None:
         raise ConfigError("--gpu-memory-utilization and --kv-cache-gib both size the cache; give one")
-    free, total = torch.cuda.mem_get_info(device)
-    left = free - (1 - share) * total
-    if left <= 0:
-        raise ConfigError(
-            f"--gpu-memory-utilization {share:g} leaves no memory for the cache: of {total / 2**30:.1f} GiB "
-            f"{(total - free) / 2**30:.1f} are in use"
-        )
-    return left / 2**30
+    return cache_gib_within(share, device)
