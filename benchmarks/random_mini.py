@@ -5,8 +5,8 @@
     python -m benchmarks.random_mini out/mini.gguf --form q4_0 --layers 8
 
 Forms are those of `ling convert`: int8, int4 and mixed, prepared for CPUs; bfloat16, float8, float32; and GGUF's q8_0,
-q4_0 and float16. Whatever the form, a tensor's values are the same, those of benchmarks/random_checkpoint.py, so files of
-different forms hold the same model. A tensor or two are in memory; nothing of another form is written on the way.
+q4_0 and float16. Whatever the form, a tensor's values are the same, those of benchmarks/random_checkpoint.py, so files
+of different forms hold the same model. A tensor or two are in memory; nothing of another form is written on the way.
 """
 
 import argparse

@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, str | None] = {
     "engine_embedded": None,
     "start_time": None,
     "serve_vs_vllm": None,
+    "cpu_vs_llamacpp": None,
 }
 
 
