@@ -5,11 +5,10 @@ when it rounds to E4M3 and E5M2, and multiplies what is left. `prepare` replaces
 go through torch, bfloat16 and FP8 are computed in float32. Not covered: functions of one argument and reductions on
 bfloat16, which kernels take in float32 anyway.
 
-Triton decides at import whether its own functions are interpreted, so `prepare` must run before anything imports it.
+Triton decides at import whether its own functions are interpreted: `TRITON_INTERPRET=1` must be set by then, for which
+tests/conftest.py sees.
 """
 
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,17 +31,16 @@ _prepared = False
 
 
 def prepare() -> None:
-    """Import Triton for interpretation and make its numbers exact; at once where that is done already."""
+    """Make the interpreter's numbers exact; at once where that is done already."""
     global _prepared
     if _prepared:
         return
-    assert "triton" not in sys.modules, "something imported triton before its interpreter was prepared"
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
-        import triton  # noqa: F401
-        from triton.runtime import interpreter
-    finally:
-        del os.environ["TRITON_INTERPRET"]  # processes that are started from here compile
+    from triton import language
+    from triton.runtime import interpreter
+
+    assert isinstance(language.sum, interpreter.InterpretedFunction), (
+        "TRITON_INTERPRET=1 was not set at triton's import"
+    )
     _make_exact(interpreter)
     _prepared = True
 

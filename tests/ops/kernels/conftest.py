@@ -1,4 +1,4 @@
-"""Kernels against their references in Triton's interpreter, which must be prepared before anything imports Triton."""
+"""Kernels against their references in Triton's interpreter."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -11,8 +11,6 @@ from ling.testing import triton_interpreter
 if importlib.util.find_spec("triton") is None or torch.cuda.is_available():
     # No wheel for this platform; or kernels are to be compiled, and tests/gpu runs these tests on the device.
     collect_ignore_glob = ["test_*.py"]
-else:
-    triton_interpreter.prepare()
 
 
 @pytest.fixture(autouse=True)
