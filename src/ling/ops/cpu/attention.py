@@ -59,14 +59,19 @@ def forward(
 ) -> Tensor:
     x = x.contiguous()
     A, K, D, eps = heads
-    N = len(x)
+    N = x.shape[0]
     q, k, v = torch.empty(N, A, D), torch.empty(N, K, D), torch.empty(N, K, D)
     projection = weights.query_key_value
     assert projection.shape == ((A + 2 * K) * D, x.shape[1]), (projection.shape, heads, x.shape)  # type: ignore[union-attr]
+    assert rope.cos.shape == rope.sin.shape, (rope.cos.shape, rope.sin.shape)
     assert rope.cos.shape[0] == N, (rope.cos.shape, N)
+    bias = weights.query_key_value_bias
+    assert bias is None or bias.numel() == (A + 2 * K) * D, (bias.shape, heads)
+    for norm in (weights.query_layernorm, weights.key_layernorm):
+        assert norm is None or norm.numel() == D, (norm.shape, D)
     described = _describe(
         lib.fields(projection, (A + 2 * K) * D),  # type: ignore[arg-type]
-        lib.address(weights.query_key_value_bias),
+        lib.address(bias),
         lib.address(weights.query_layernorm),
         lib.address(weights.key_layernorm),
         (A, K, D, 2 * rope.cos.shape[1]),

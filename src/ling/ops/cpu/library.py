@@ -151,7 +151,7 @@ def why_not_values(weight: Tensor | None) -> str | None:
 
 def many_floats(x: Tensor, weight: object) -> str | None:
     """Why torch's products are the faster ones, or None."""
-    if isinstance(weight, Tensor) and len(x) > _FEW_ROWS:
+    if isinstance(weight, Tensor) and x.shape[0] > _FEW_ROWS:
         return f"more than {_FEW_ROWS} rows of float32"
     return None
 

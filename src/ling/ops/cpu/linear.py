@@ -27,6 +27,7 @@ def forward(x: Tensor, weight: "Tensor | PackedWeight", bias: Tensor | None = No
 
 def project(x: Tensor, weight: "linear.Weight", bias: Tensor | None, rows: int) -> Tensor:
     """Multiply contiguous rows (..., K) by a matrix of `rows` rows in any format that the library takes."""
+    assert bias is None or bias.numel() == rows, (bias.shape, rows)
     y = torch.empty(*x.shape[:-1], rows)
     count = x.numel() // x.shape[-1]
     pointers = (_describe(*lib.fields(weight, rows)), lib.address(bias))

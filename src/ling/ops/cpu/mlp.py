@@ -37,7 +37,9 @@ def forward(x: Tensor, gate_proj: Any, up_proj: Any, down_proj: Any) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     described = _describe(*fields(gate_proj, up_proj, down_proj))
-    lib.check(lib.opened().mlp(x.data_ptr(), y.data_ptr(), len(x), torch.get_num_threads(), described))
+    lib.check(
+        lib.opened().mlp(x.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], torch.get_num_threads(), described)
+    )
     return y
 
 

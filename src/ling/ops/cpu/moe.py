@@ -53,7 +53,7 @@ def forward(
     x: Tensor, weights: "MoeWeights", rule: RouterRule, mix: "MixExperts | None" = None
 ) -> tuple[Tensor, Routing]:
     x = x.contiguous()
-    N, E, k = len(x), len(weights.gate), rule.num_experts_per_tok
+    N, E, k = x.shape[0], weights.gate.shape[0], rule.num_experts_per_tok
     y = torch.empty_like(x)
     routing = Routing(
         torch.empty(N, E),
@@ -68,7 +68,9 @@ def forward(
 
 
 def _fields(w: "MoeWeights", H: int) -> tuple[Any, ...]:
-    E, F = len(w.gate), w.down_proj.shape[2]
+    E, F = w.gate.shape[0], w.down_proj.shape[2]
+    assert w.gate.shape == (E, H), (w.gate.shape, E, H)
+    assert w.expert_bias is None or w.expert_bias.numel() == E, (w.expert_bias.shape, E)
     assert w.gate_up_proj.shape == (E, 2 * F, H), (w.gate_up_proj.shape, E, F, H)
     assert w.down_proj.shape == (E, H, F), (w.down_proj.shape, E, F, H)
     shared = None if w.shared is None else mlp.fields(*w.shared)  # type: ignore[arg-type]

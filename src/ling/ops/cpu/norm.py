@@ -14,6 +14,7 @@ def forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
     H = x.shape[-1]
+    assert weight.numel() == H, (weight.shape, x.shape)
     arguments = (x.numel() // H, torch.get_num_threads(), weight.data_ptr(), H, eps)
     lib.opened().rms_norm(x.data_ptr(), y.data_ptr(), *arguments)
     return y

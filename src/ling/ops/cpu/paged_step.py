@@ -48,5 +48,7 @@ def forward(
     rows: Ragged,
     held: "HeldBlocks",
 ) -> Tensor:
-    assert len(slots) == len(q), (len(slots), len(q))
+    N, K, D = q.shape[0], *store.keys.shape[2:]
+    assert k.shape == v.shape == (N, K, D), (k.shape, v.shape, q.shape, store.keys.shape)
+    assert slots.shape[0] == N, (slots.shape, q.shape)
     return paged_attention.attend(q, store, rows, held, (k.data_ptr(), v.data_ptr(), slots.data_ptr()))
