@@ -35,7 +35,7 @@ BUDGET ?= 540
 gpu:
 	PYTHONPATH=src:. python3 -m benchmarks.gpu --out $(OUT) --budget $(BUDGET)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(wildcard src/ling/ops/cpu/kernels/*.[ch])
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -117,7 +117,8 @@ class CausalLM(nn.Module):
         """(V, H) in values; a head that is kept quantised is unpacked for it."""
         if self.lm_head is None:
             return self.model.word_embeddings.weight
-        weight = self.lm_head.quantity()
+        # A stage of a pipeline that has no head has something else in its place, whose weight is empty.
+        weight = self.lm_head.quantity() if isinstance(self.lm_head, Linear) else self.lm_head.weight
         return weight if isinstance(weight, Tensor) else weight.dequantize(torch.float32)
 
     def forward(
