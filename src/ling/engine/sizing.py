@@ -13,6 +13,7 @@ from ling.errors import CheckpointError, ConfigError
 from ling.model import CausalLM
 from ling.tokenizer import Tokenizer
 
+_MEMORY, _PROCESS = Path("/proc/meminfo"), Path("/proc/self/status")
 _CPU_STEP, _GPU_STEP = 512, 8192
 _CPU_SHARE, _GPU_SHARE = 0.25, 0.9
 """Of free memory, for the cache, where nobody says how much."""
@@ -132,11 +133,21 @@ def _step_tokens(config: EngineConfig, device: torch.device) -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes that this machine can still give."""
+    """Return the bytes that this machine can still give, if the files that this process has mapped stay in memory.
+
+    The system counts their pages as available; but weights among them are read for every token.
+    """
+    available = _kib(_MEMORY, "MemAvailable")
+    if available is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    mapped, locked = (_kib(_PROCESS, name) or 0 for name in ("RssFile", "VmLck"))  # no locked page is called available
+    return max(0, available - max(0, mapped - locked)) * 1024
+
+
+def _kib(file: Path, name: str) -> int | None:
+    """Return what a line of a file like /proc/meminfo says, in KiB; None where it says nothing."""
     try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+    except (OSError, ValueError, IndexError):
+        return None
