@@ -161,6 +161,7 @@ def test_progress_through_a_packed_file_is_counted_in_its_own_bytes(tmp_path: Pa
         (b'{"a": 1}', r"cannot read .*a\.jsonl\.gz: Not a gzipped file"),
         (gzip.compress(b"")[:10] + b"\xff" * 20, r"cannot read .*a\.jsonl\.gz: Error -3"),
     ],
+    ids=["cut", "not packed", "garbage"],  # packed bytes hold the time, so they are no name for a test
 )
 def test_a_packed_file_that_is_damaged_is_one_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.jsonl.gz").write_bytes(content)

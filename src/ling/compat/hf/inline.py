@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = "ling"
+_CHOOSERS = ("op", "coarse_op")
+"""Decorators that choose a back end."""
 _CALLED_BY_OTHERS = ("forward", "reset_parameters", "_apply")
 
 
@@ -47,6 +49,7 @@ class Inlined:
     """Names of this package that the text uses and does not define."""
     names: set[str]
     """All that the text names, methods of those among it."""
+    defined: set[str]
 
 
 def inline(
@@ -75,7 +78,7 @@ def inline(
             parts.append(_spaced([_banner(name, trees[name]), *kept]))
     external, own = _imports(trees.values(), used)
     defined = {name for d in definitions for name in d.defines}
-    return Inlined(external, "\n\n\n".join(parts), own - defined, used)
+    return Inlined(external, "\n\n\n".join(parts), own - defined, used, defined)
 
 
 def _source(module: str) -> str:
@@ -140,7 +143,7 @@ def _cut(definition: _Definition, source: str, used: set[str]) -> str:
             dropped |= {*range(start, end)}
     start, end = definition.lines
     kept = [lines[i] for i in range(start, end) if i not in dropped]
-    return "\n".join(line for line in kept if not line.startswith("@op("))
+    return "\n".join(line for line in kept if not line.startswith(tuple(f"@{name}(" for name in _CHOOSERS)))
 
 
 def _spaced(texts: list[str]) -> str:
@@ -203,7 +206,7 @@ def _defined(node: ast.stmt) -> tuple[str, ...]:
 
 
 def _is_op(decorator: ast.expr) -> bool:
-    return isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "op"
+    return isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id in _CHOOSERS
 
 
 def _start(node: ast.stmt, lines: list[str]) -> int:
