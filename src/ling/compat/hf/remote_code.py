@@ -21,12 +21,12 @@ _CONFIGURATION_MODULES = (
     "ling.errors", "ling.config.fields", "ling.config.model", "ling.config.published", "ling.compat.hf.configuration",
 )  # fmt: skip
 _MODELING_MODULES = (
-    "ling.ops.precision", "ling.ops.fp8", "ling.ops.packed", "ling.ops.linear", "ling.ops.norm", "ling.ops.ragged", "ling.ops.rope",
-    "ling.ops.router", "ling.ops.row_order", "ling.ops.mlp", "ling.ops.moe", "ling.ops.attention",
-    "ling.ops.cross_entropy", "ling.model.pinned", "ling.model.norm", "ling.model.packed", "ling.model.linear", "ling.model.mlp",
-    "ling.model.moe", "ling.model.batch", "ling.model.attention", "ling.model.block", "ling.model.mtp",
-    "ling.model.transformer", "ling.checkpoint.names", "ling.compat.hf.padded", "ling.compat.hf.offloaded",
-    "ling.compat.hf.backbone", "ling.compat.hf.weights", "ling.compat.hf.modeling",
+    "ling.ops.precision", "ling.ops.fp8", "ling.ops.packed", "ling.ops.linear", "ling.ops.norm", "ling.ops.ragged",
+    "ling.ops.rope", "ling.ops.router", "ling.ops.row_order", "ling.ops.mlp", "ling.ops.moe", "ling.ops.attention",
+    "ling.ops.cross_entropy", "ling.model.pinned", "ling.model.norm", "ling.model.packed", "ling.model.linear",
+    "ling.model.mlp", "ling.model.moe", "ling.model.batch", "ling.model.attention", "ling.model.block",
+    "ling.model.mtp", "ling.model.transformer", "ling.checkpoint.names", "ling.compat.hf.padded",
+    "ling.compat.hf.offloaded", "ling.compat.hf.backbone", "ling.compat.hf.weights", "ling.compat.hf.modeling",
 )  # fmt: skip
 
 
