@@ -43,12 +43,14 @@ PARTS = ("decode", "prefill", "streams", "dense")
 PROMPT, STREAMS, STREAM_CONTEXT = 512, 8, 128
 _BANDWIDTH_BYTES = 2**28
 """Well beyond any cache, and little beside a model."""
+_PASSES = 10
 _GAP_SECONDS = 0.2
 """Threads that wait actively have gone to sleep by then."""
 
 
 def main() -> None:
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no side is left behind
     torch.set_num_threads(given.threads)
     numbers: dict[str, Any] = {"layers": given.layers or "all", "threads": given.threads, "pages": given.pages}
     numbers |= {"alternate": given.alternate, "rounds": given.rounds, "cache": given.cache}
@@ -196,19 +198,20 @@ class Bursts:
         """Return the figures of steps that each give `tokens` tokens and read `nbytes` bytes; 0: not looked at."""
         fastest = min(min(steps) for steps in self.seconds)
         median = statistics.median(step for steps in self.seconds for step in steps)
-        beside = statistics.median(self.bandwidths)
+        # The fastest step had the machine as much to itself as the fastest pass over memory.
+        limits = {"fastest": max(self.bandwidths), "median": statistics.median(self.bandwidths)}
         found: dict[str, Any] = {
             "fastest_ms": round(1e3 * fastest, 2),
             "median_ms": round(1e3 * median, 2),
             "tokens_per_second": {"fastest": round(tokens / fastest, 2), "median": round(tokens / median, 2)},
-            "bandwidth_beside_gb_per_second": round(beside, 1),
+            "bandwidth_beside_gb_per_second": {name: round(limit, 1) for name, limit in limits.items()},
         }
         if nbytes:
             rates = {"fastest": nbytes / fastest / 1e9, "median": nbytes / median / 1e9}
             found |= {
                 "gb_per_step": round(nbytes / 1e9, 4),
                 "gb_per_second": {name: round(rate, 1) for name, rate in rates.items()},
-                "percent_of_bandwidth": {name: round(100 * rate / beside) for name, rate in rates.items()},
+                "percent_of_bandwidth": {name: round(100 * rate / limits[name]) for name, rate in rates.items()},
             }
         return found
 
@@ -291,12 +294,13 @@ def experts_read(name: str, side: Side, config: ModelConfig, given: Any) -> dict
 
 
 def bandwidth() -> float:
-    """Return the GB/s at which all threads read memory, the best of a few passes."""
+    """Return the GB/s at which all threads read memory, the best of a few passes of two kinds."""
     values = torch.ones(_BANDWIDTH_BYTES // 4)
+    low, high = values.chunk(2)
     best = float("inf")
-    for _ in range(4):
+    for read in (values.amax, lambda: torch.dot(low, high)) * _PASSES:
         begin = time.perf_counter()
-        values.sum()
+        read()
         best = min(best, time.perf_counter() - begin)
     return _BANDWIDTH_BYTES / best / 1e9
 
@@ -353,13 +357,12 @@ def dense(scratch: Path, bits: int, given: Any, sparse: dict[str, Any]) -> dict[
     for part, figures in found.items():
         if part.startswith("decode") and part in sparse:
             ours, beside = figures["ling"], sparse[part]["ling"]
-            byte_ratio = ours["gb_per_step"] / beside["gb_per_step"]
-            speed_ratio = ours["median_ms"] / beside["median_ms"]
-            figures["sparse_over_dense"] = {
-                "speed": round(speed_ratio, 2),
-                "bytes": round(byte_ratio, 2),
-                "percent_of_bytes": round(100 * speed_ratio / byte_ratio),
-            }
+            in_bytes = ours["gb_per_step"] / beside["gb_per_step"]
+            figures["sparse_over_dense"] = {"bytes": round(in_bytes, 2)}
+            for kind in ("fastest", "median"):
+                in_speed = ours[f"{kind}_ms"] / beside[f"{kind}_ms"]
+                told = {"speed": round(in_speed, 2), "percent_of_bytes": round(100 * in_speed / in_bytes)}
+                figures["sparse_over_dense"][kind] = told
     return found
 
 

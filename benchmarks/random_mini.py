@@ -77,7 +77,10 @@ def shape(preset: str, layers: int | None, *, mtp: bool = False) -> ModelConfig:
     """Return a preset's model with so many layers."""
     config = load_recipe(preset_name=preset, file=None, overrides=[]).model
     config = config if mtp else config.without_mtp()
-    return config if layers is None else dataclasses.replace(config, num_hidden_layers=layers)
+    if layers is None:
+        return config
+    first = min(config.first_k_dense_replace, layers)  # of a dense preset: all of them
+    return dataclasses.replace(config, num_hidden_layers=layers, first_k_dense_replace=first)
 
 
 def make(target: Path, config: ModelConfig, form: str, *, workers: int = 1) -> None:

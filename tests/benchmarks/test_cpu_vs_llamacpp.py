@@ -46,7 +46,13 @@ def test_bursts_are_summed_up() -> None:
     assert told["fastest_ms"] == 100
     assert told["median_ms"] == 200
     assert told["tokens_per_second"] == {"fastest": 80, "median": 40}
-    assert told["percent_of_bandwidth"] == {"fastest": 67, "median": 33}
+    assert told["percent_of_bandwidth"] == {"fastest": 50, "median": 33}  # of 20 GB/s, and of 15
+
+
+def test_a_dense_preset_stays_dense_at_any_depth() -> None:
+    config = shape("qwen3_8b", 2)
+    assert not any(config.is_moe(layer) for layer in range(2))
+    assert our_bytes(config, "int8", 0) > 2 * 3 * config.hidden_size * config.intermediate_size
 
 
 def test_parts_become_questions() -> None:
