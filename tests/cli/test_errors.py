@@ -24,7 +24,7 @@ from ling.testing.models import tiny_model
         ("convert {tmp} {tmp}/out --dtype float32 --force-fp8", "--dtype float32 contradicts --force-fp8"),
         ("convert {tmp} {tmp}/out --fp8-scales pow2", "--fp8-scales pow2 is for --dtype float8"),
         ("convert {tmp} {tmp}/out --max-shard-size nan", "--max-shard-size must be a positive number of GB"),
-        ("convert {tmp} {tmp}/out --dtype int4", "--dtype int4 is not known; use float32, bfloat16, float8"),
+        ("convert {tmp} {tmp}/out --dtype int3", "--dtype int3 is not known; use float32, bfloat16, float8"),
         ("convert {tmp} {tmp}/out --force-bf16 --force-fp8", "--force-bf16 and --force-fp8 exclude each other"),
         ("convert {tmp} {tmp}/out --max-shard-size 0", "--max-shard-size must be a positive number of GB"),
         ("convert {tmp} {tmp}/out --tokenizer {tmp}/none", "tokenizer {tmp}/none is not a directory"),
