@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from ling.engine.request import SamplingParams
-from ling.engine.sampler import Row, _penalise, derive_seed, gumbel_noise, logprobs_of, sample
+from ling.engine.sampler import Row, _penalise, derive_seed, gumbel_noise, logprobs_of, noise_key, sample
 from ling.testing.text import IdTokenizer
+
+
+def noise_of(seed: int, answer: int, position: int, ids: torch.Tensor) -> torch.Tensor:
+    return gumbel_noise([noise_key(seed, answer, position)], [ids])[0]
 
 
 def rows(params: SamplingParams, count: int = 500, seed: int = 11) -> list[Row]:
@@ -15,19 +19,26 @@ def rows(params: SamplingParams, count: int = 500, seed: int = 11) -> list[Row]:
 
 def test_noise_is_a_function_of_its_arguments_with_gumbel_moments() -> None:
     ids = torch.arange(200_000)
-    noise = gumbel_noise(3, 0, 5, ids)
-    assert torch.equal(noise, gumbel_noise(3, 0, 5, ids))
+    noise = noise_of(3, 0, 5, ids)
+    assert torch.equal(noise, noise_of(3, 0, 5, ids))
     assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
     assert noise.var().item() == pytest.approx(1.6449, rel=0.02)
-    for other in (gumbel_noise(4, 0, 5, ids), gumbel_noise(3, 1, 5, ids), gumbel_noise(3, 0, 6, ids)):
+    for other in (noise_of(4, 0, 5, ids), noise_of(3, 1, 5, ids), noise_of(3, 0, 6, ids)):
         assert abs(torch.corrcoef(torch.stack([noise, other]))[0, 1].item()) < 0.01
     assert noise.max() - noise.min() < 20.5  # what the sampler takes for granted
 
 
 def test_the_noise_of_a_token_does_not_depend_on_which_others_are_asked_for() -> None:
-    whole = gumbel_noise(7, 2, 9, torch.arange(1000))
+    whole = noise_of(7, 2, 9, torch.arange(1000))
     some = torch.tensor([3, 999, 512, 4, 77])
-    torch.testing.assert_close(gumbel_noise(7, 2, 9, some), whole[some], atol=2e-6, rtol=0)
+    torch.testing.assert_close(noise_of(7, 2, 9, some), whole[some], atol=2e-6, rtol=0)
+
+
+def test_rows_whose_noise_is_made_together_get_the_same_bits_as_alone() -> None:
+    ids = [torch.arange(n) * 7 % 1000 for n in (1, 3, 64, 65, 200)]
+    keys = [noise_key(i, 0, i) for i in range(5)]
+    together = gumbel_noise(keys, ids)
+    assert all(torch.equal(a, gumbel_noise([key], [own])[0]) for a, key, own in zip(together, keys, ids, strict=True))
 
 
 def test_derived_seeds_differ_and_fit() -> None:
@@ -54,7 +65,7 @@ def test_leaving_out_hopeless_tokens_changes_no_choice() -> None:
     logits = torch.randn(300, 400, generator=torch.Generator().manual_seed(0)) * 12
     params = SamplingParams(temperature=1.0)
     ids = torch.arange(400)
-    slow = [int((own + gumbel_noise(11, 0, i, ids)).argmax()) for i, own in enumerate(logits)]
+    slow = [int((own + noise_of(11, 0, i, ids)).argmax()) for i, own in enumerate(logits)]
     assert sample(logits, rows(params, 300)) == slow
 
 

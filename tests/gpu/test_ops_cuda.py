@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ling.engine.sampler import gumbel_noise
+from ling.engine.sampler import gumbel_noise, noise_key
 from ling.ops.backend import use_backend
 from ling.ops.fp8 import quantize_e4m3_block, quantize_e4m3_tile, quantize_e4m3_training_block
 from ling.ops.linear import grouped_linear
@@ -85,4 +85,5 @@ def test_a_mini_sized_layer_in_bfloat16() -> None:
 
 def test_noise_is_the_same_as_on_the_cpu() -> None:
     ids = torch.arange(4096)
-    assert_close(gumbel_noise(5, 0, 9, ids.cuda()).cpu(), gumbel_noise(5, 0, 9, ids), SUM_ORDER)
+    key = [noise_key(5, 0, 9)]
+    assert_close(gumbel_noise(key, [ids.cuda()])[0].cpu(), gumbel_noise(key, [ids])[0], SUM_ORDER)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from ling.engine.request import Logprob, SamplingParams, TokenLogprobs
+from ling.ops.noise import MASK64, mix, mix_int, signed_int
 from ling.tokenizer import Tokenizer
 
-_MASK64 = (1 << 64) - 1
+_VECTOR = 64
+"""A multiple of what any processor computes at once."""
 _NUCLEUS = 1024
 """Most likely tokens that are ranked before all of them are."""
 _NOISE_RANGE = 20.5
@@ -53,22 +55,35 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """Choose one token per row; logits (N, V) float32."""
     if all(row.is_plain for row in rows):
         return logits.argmax(1).tolist()
-    chosen = [own.argmax() if row.is_plain else _sample_row(own, row) for own, row in zip(logits, rows, strict=True)]
+    chosen: list[Tensor] = []
+    drawn: list[_Candidates] = []
+    for place, (own, row) in enumerate(zip(logits, rows, strict=True)):
+        steered = own if row.is_plain else _steer(own, row)
+        chosen.append(steered.argmax() if row.params.temperature == 0 else steered)
+        if row.params.temperature:
+            drawn.append(_candidates(steered, row, place))
+    if drawn:
+        noise = gumbel_noise([c.key for c in drawn], [c.ids for c in drawn])
+        for candidates, own_noise in zip(drawn, noise):
+            chosen[candidates.place] = candidates.ids[(candidates.values + own_noise).argmax()]
     return [int(token) for token in torch.stack(chosen).tolist()]
 
 
-def _sample_row(logits: Tensor, row: Row) -> Tensor:
-    params = row.params
-    logits = _steer(logits, row)
-    if params.temperature == 0:
-        return logits.argmax()
-    # With little noise on the most likely token and much on another, one below this cannot win.
-    scaled = logits / params.temperature
-    scaled, ids = _keep_likely(scaled, params)
-    if ids is None:
+class _Candidates(NamedTuple):
+    """Tokens that can win a row, with their logits over the temperature."""
+
+    place: int
+    key: int
+    ids: Tensor
+    values: Tensor
+
+
+def _candidates(logits: Tensor, row: Row, place: int) -> _Candidates:
+    scaled, ids = _keep_likely(logits / row.params.temperature, row.params)
+    if ids is None:  # with little noise on the most likely token and much on another, one below this cannot win
         ids = (scaled >= scaled.max() - _NOISE_RANGE).nonzero().squeeze(1)
         scaled = scaled[ids]
-    return ids[(scaled + gumbel_noise(row.seed, row.answer, row.position, ids)).argmax()]
+    return _Candidates(place, noise_key(row.seed, row.answer, row.position), ids, scaled)
 
 
 def _steer(logits: Tensor, row: Row) -> Tensor:
@@ -148,41 +163,26 @@ def logprobs_of(logits: Tensor, tokens: Sequence[int], most: int, tokenizer: Tok
     return out
 
 
-def gumbel_noise(seed: int, answer: int, position: int, ids: Tensor) -> Tensor:
-    """Return float32 Gumbel noise of token `ids` (n,); the same arguments give the same values on every device."""
-    key = _mix_int(_mix_int(_mix_int(seed & _MASK64) ^ (answer & _MASK64)) ^ (position & _MASK64))
-    bits = _mix(ids ^ _signed(key))
+def noise_key(seed: int, answer: int, position: int) -> int:
+    """Return what noise is a function of, beside the token."""
+    return mix_int(mix_int(mix_int(seed & MASK64) ^ (answer & MASK64)) ^ (position & MASK64))
+
+
+def gumbel_noise(keys: Sequence[int], ids: Sequence[Tensor]) -> list[Tensor]:
+    """Return float32 Gumbel noise of each row's token ids, (n,) each; the same key and id give the same value.
+
+    Rows are computed together and padded to whole vectors: the end of an array is rounded by other instructions.
+    """
+    sizes = [len(own) for own in ids]
+    padding = -sum(sizes) % _VECTOR
+    lengths = torch.tensor([*sizes, padding])
+    signed = torch.tensor([*map(signed_int, keys), 0]).repeat_interleave(lengths).to(ids[0].device)
+    bits = mix(torch.cat([*ids, ids[0].new_zeros(padding)]) ^ signed)
     uniform = ((bits >> 40) & 0xFFFFFF).to(torch.float64).add_(0.5).div_(1 << 24)  # 24 bits, never 0 or 1
-    return uniform.log_().neg_().log_().neg_().to(torch.float32)
+    noise = uniform.log_().neg_().log_().neg_().to(torch.float32)
+    return list(noise[: sum(sizes)].split(sizes))
 
 
 def derive_seed(seed: int, count: int) -> int:
     """Return a seed for the `count`-th request of an engine with `seed`."""
-    return _mix_int(_mix_int(seed & _MASK64) ^ count) >> 1
-
-
-# splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014), on Python integers and on int64 tensors that wrap.
-_STEP, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def _mix_int(z: int) -> int:
-    z = (z + _STEP) & _MASK64
-    z = ((z ^ (z >> 30)) * _FIRST) & _MASK64
-    z = ((z ^ (z >> 27)) * _SECOND) & _MASK64
-    return z ^ (z >> 31)
-
-
-def _mix(z: Tensor) -> Tensor:
-    z = z + _signed(_STEP)
-    z = (z ^ _shift_right(z, 30)) * _signed(_FIRST)
-    z = (z ^ _shift_right(z, 27)) * _signed(_SECOND)
-    return z ^ _shift_right(z, 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift in zeros; int64's own shift copies the sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+    return mix_int(mix_int(seed & MASK64) ^ count) >> 1

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEVELS = ("avx512", "avx2", "plain")
-_FEW_ROWS = 8
+_FEW_ROWS = 16
 """Up to so many rows of float32, these kernels are faster than torch's products."""
+_SMALL_EXPERT = 2**17
+"""Values of an expert's first matrix: below, a grouped product costs more than what it multiplies."""
 FORMATS = {"float32": 0, "int8": 1, "int4": 2}
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
@@ -151,9 +153,11 @@ def why_not_values(weight: Tensor | None) -> str | None:
 
 def many_floats(x: Tensor, weight: object) -> str | None:
     """Why torch's products are the faster ones, or None."""
-    if isinstance(weight, Tensor) and x.shape[0] > _FEW_ROWS:
-        return f"more than {_FEW_ROWS} rows of float32"
-    return None
+    if not isinstance(weight, Tensor) or x.shape[0] <= _FEW_ROWS:
+        return None
+    if weight.dim() == 3 and weight.shape[1] * weight.shape[2] < _SMALL_EXPERT:
+        return None
+    return f"more than {_FEW_ROWS} rows of float32"
 
 
 def format_of(weight: "Weight") -> str:
