@@ -6,6 +6,7 @@ from threading import Event
 import pytest
 
 from ling.config.engine import EngineConfig
+from ling.engine import core
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
 from ling.engine.request import SamplingParams
@@ -55,6 +56,7 @@ def test_hidden_states_that_wait_for_drafting_do_not_keep_those_of_other_request
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = engine()
+    monkeypatch.setattr(core, "_LARGE_BYTES", 0)  # every step counts as one beside a long prompt
     monkeypatch.setattr(own.draft_length, "choose", lambda _: 0)
     for name in "abc":
         own.add(name, [*PROMPT, ord(name)], SamplingParams(max_tokens=9, ignore_eos=True))

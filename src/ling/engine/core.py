@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 _MOST_DRAFT_FAILURES = 3
+_LARGE_BYTES = 2**20
+"""Of a step's hidden states, from which on a part of them that is kept is copied."""
 
 
 class StepError(LingError):
@@ -208,7 +210,8 @@ class Engine:
         for s in (*going, *prefilling):
             self.scheduler.publish(s)
         if only_decoding and going:
-            self.draft_length.observe(len(going), tried, made, time.perf_counter() - begin)
+            added = sum(len(delta.token_ids) for delta in deltas)
+            self.draft_length.observe(len(sequences), tried, made, time.perf_counter() - begin, added)
 
     def _forward(self, sequences: list[Sequence], plan: dict[Sequence, int]) -> tuple[list[Tensor], bool]:
         """Run the planned rows of each sequence; return its hidden states (n, H), and whether all are finite."""
@@ -268,8 +271,8 @@ class Engine:
         """Propose up to `most` tokens behind each answer that goes on. A failure costs drafts, not answers."""
         readers = [*going, *[s for s in prefilling if s.pending]]
         if not most or not readers:
-            for s in readers:  # what waits is not to hold on to the rows of everybody else in this step
-                s.pending[-1:] = [rows.clone() for rows in s.pending[-1:]]
+            for s in readers:  # what waits is not to hold on to the rows of a long prompt beside it
+                s.pending[-1:] = [_apart(rows) for rows in s.pending[-1:]]
             return
         try:
             if self._mtp is not None:
@@ -322,3 +325,8 @@ class Engine:
         # Where nothing could even be planned and nobody runs, the cause is among those who wait.
         victims = [s for s in plan or [*self.scheduler.running] or [*self.scheduler.waiting] if not s.finished]
         return [self._fail(s, wrapped) for s in victims]
+
+
+def _apart(rows: Tensor) -> Tensor:
+    """Return rows that hold on to no large memory but their own."""
+    return rows.clone() if rows.untyped_storage().nbytes() > _LARGE_BYTES else rows
