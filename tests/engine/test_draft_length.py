@@ -79,6 +79,13 @@ def test_each_load_has_its_own_number() -> None:
     assert length.choose(1) > 0
 
 
+def test_nothing_is_drafted_where_more_answers_run_than_may_draft() -> None:
+    length = DraftLength(MOST, most_answers=2)
+    assert length.choose(3) == 0
+    assert length.choose(2) > 0
+    assert DraftLength(MOST, adaptive=False, most_answers=2).choose(3) == MOST
+
+
 def test_fixed_numbers_stay() -> None:
     length = DraftLength(2, adaptive=False)
     _, used = simulate(length, lambda depth: 0.0, 50)

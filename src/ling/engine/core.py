@@ -60,7 +60,9 @@ class Engine:
         self.stop_ids = {*tokenizer.stop_ids, *model.config.eos_token_ids}
         self.stats = EngineStats()
         most = self.config.num_speculative_tokens if self.drafting != "none" else 0
-        self.draft_length = DraftLength(most, adaptive=self.config.adaptive_drafts)
+        self.draft_length = DraftLength(
+            most, adaptive=self.config.adaptive_drafts, most_answers=self.config.max_drafting_seqs
+        )
         self.blocks = BlockPool(
             self.sizes.num_blocks, self.config.block_size, caching=self.config.enable_prefix_caching
         )

@@ -48,11 +48,13 @@ class _Load:
 class DraftLength:
     """Chooses K, 0 to `most`.
 
-    adaptive  False: always `most`
+    adaptive      False: always `most`
+    most_answers  with more answers in a step nothing is drafted, unless it is always
     """
 
-    def __init__(self, most: int, *, adaptive: bool = True) -> None:
+    def __init__(self, most: int, *, adaptive: bool = True, most_answers: int = 2**30) -> None:
         self.most = most
+        self.most_answers = most_answers
         self.adaptive = adaptive
         self._accepted = [2.0 * 0.9**i for i in range(most)]  # a hopeful start that a few drafts overrule
         self._drafted = [2.5] * most
@@ -62,6 +64,8 @@ class DraftLength:
         """Return how many tokens to draft behind each of `num_answers` answers, for the next step."""
         if not self.adaptive or not self.most:
             return self.most
+        if num_answers > self.most_answers:
+            return 0
         load = self._load(num_answers)
         return load.best if load.trying is None else load.trying
 
@@ -70,7 +74,7 @@ class DraftLength:
 
         tokens  that it added to all answers; None: as many as acceptance promises
         """
-        if not self.adaptive or not self.most:
+        if not self.adaptive or not self.most or num_answers > self.most_answers:
             return
         load = self._load(num_answers)
         if verified == made:
