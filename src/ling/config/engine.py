@@ -41,7 +41,7 @@ class EngineConfig:
     num_speculative_tokens: int = 3
     """Most tokens proposed per step; how many, down to none, is decided each step from measured times."""
     max_drafting_seqs: int = 2
-    """With more answers running nothing is drafted, unless `adaptive_drafts` is off: a batch fills the device itself."""
+    """With more answers running nothing is drafted, unless `adaptive_drafts` is off: batches fill the device anyway."""
     adaptive_drafts: bool = True
     """False: always propose `num_speculative_tokens`."""
     batch_invariant: bool = False
