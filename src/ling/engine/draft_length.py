@@ -23,9 +23,8 @@ _APART = 4
 """Up to so many answers each number has its own record; beyond, twice as many share one."""
 _YIELD_WEIGHT = 0.05
 """Of a new step in the running mean of what steps yield."""
-_WITHOUT = 1.1
-"""Not drafting counts for so much more: it spares reading prompts with the MTP layer, which no decoding step shows, and
-what an answer's last drafts cost (measured: 5 to 10 % with answers of 10 to 50 tokens)."""
+_WITHOUT = 1.03
+"""Not drafting counts for so much more: it spares reading prompts with the MTP layer, which no decoding step shows."""
 _MARGIN = 1.02
 """Another number must promise so much more to be taken: times are noisy and changes cost a step."""
 
