@@ -73,6 +73,7 @@ def measure(format: str, documents: list[list[int]]) -> Quality:
 def test_held_out_text_is_hardly_less_likely(format: str, perplexity: float, nats: float) -> None:
     for documents in texts():
         quality = measure(format, documents)
+        print(format, quality)  # docs/guides/cpu.md quotes it: pytest -s
         assert quality.perplexity_ratio < perplexity, quality
         assert quality.kl_nats < nats, quality
 
