@@ -1,5 +1,7 @@
 """From a checkpoint directory to an engine; and what is said of it at the start."""
 
+import contextlib
+import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +10,11 @@ from typing import Any, Literal
 import torch
 
 from ling.checkpoint import load_model
-from ling.checkpoint.packing import MIXED, Weights
+from ling.checkpoint.packing import Weights, read_weights
 from ling.checkpoint.pages import PageMode
+from ling.checkpoint.source import read_json
 from ling.config.engine import EngineConfig
+from ling.config.published import PUBLISHED_KEYS
 from ling.engine.core import Engine
 from ling.engine.invariance import probe
 from ling.errors import ConfigError
@@ -37,14 +41,63 @@ def open_engine(
     return build(model, tokenizer, config)
 
 
-_PACKED: dict[str, Weights] = {"int8": "int8", "int4": "int4", "mixed": MIXED}
-QUANTIZATIONS = ("fp8", *_PACKED)
+_DTYPES = {
+    "auto": None, "float32": torch.float32, "float": torch.float32, "bfloat16": torch.bfloat16,
+    "float16": torch.float16, "half": torch.float16,
+}  # fmt: skip
 
 
-def check_quantization(option: str, name: str | None) -> None:
-    """Raise ConfigError if `option` names a quantization that is not known."""
-    if name not in (None, *QUANTIZATIONS):
-        raise ConfigError(f"{option} must be {', '.join(QUANTIZATIONS)} or left out, got {name}")
+def dtype_of(option: str, asked: object) -> torch.dtype | None:
+    """Return what weights are held in; None: chosen by the device. Raises ConfigError, which names `option`."""
+    if isinstance(asked, torch.dtype) and asked in _DTYPES.values():
+        return asked
+    if not isinstance(asked, str) or asked not in _DTYPES:
+        raise ConfigError(f"{option} must be auto, float32, bfloat16 or float16, got {asked}")
+    return _DTYPES[asked]
+
+
+def device_of(option: str, asked: object) -> torch.device:
+    """Return where to compute; auto: on a GPU if there is one. Raises ConfigError, which names `option`."""
+    has_gpu = torch.cuda.is_available()
+    if asked == "auto":
+        return torch.device("cuda" if has_gpu else "cpu")
+    device = None
+    if isinstance(asked, str | torch.device):
+        with contextlib.suppress(RuntimeError):
+            device = torch.device(asked)
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{option} must be cpu, cuda or auto, got {asked}")
+    if device.type == "cuda" and not has_gpu:
+        raise ConfigError(f"{option} {asked}: this machine has no GPU that torch can use")
+    return device
+
+
+def packed_weights(option: str, quantization: object) -> Weights | None:
+    """Return how matrices are packed; None: they are not. Raises ConfigError for a `quantization` that is not known.
+
+    option  what the message calls it
+    """
+    if quantization in (None, "fp8"):
+        return None
+    with contextlib.suppress(ConfigError):
+        if isinstance(quantization, str):
+            return read_weights(quantization)
+    raise ConfigError(
+        f"{option} must be fp8, int8, int4, mixed, by kind as in int4,head=int8, or left out, got {quantization}"
+    )
+
+
+def check_overrides(option: str, overrides: object) -> None:
+    """Raise ConfigError for keys that mean nothing in a config.json."""
+    if overrides is None:
+        return
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"{option} must map keys of config.json to values, got {overrides!r}")
+    for key in overrides:
+        if key not in PUBLISHED_KEYS:
+            near = difflib.get_close_matches(str(key), PUBLISHED_KEYS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{option}: {key} is no key of config.json that this model reads{hint}")
 
 
 def load(
@@ -59,26 +112,34 @@ def load(
     """Load a checkpoint.
 
     dtype         that weights are held and computed in; None: float32 on a CPU, elsewhere as published
-    quantization  fp8: block-quantised weights stay codes that become values at each use; int8, int4, mixed:
-                  matrices are packed as they are read, mixed by `MIXED`; None: values
-    hf_overrides  keys laid over config.json, such as rope_scaling
+    quantization  fp8: block-quantised weights stay codes that become values at each use; int8, int4, mixed, or by
+                  kind as in int4,head=int8: matrices are packed as they are read; None: values
+    hf_overrides  keys laid over config.json, such as rope_scaling; over its llm_config where it has one
     pages         where the weights of a prepared checkpoint lie
     """
-    check_quantization("quantization", quantization)
+    weights = packed_weights("quantization", quantization)
+    check_overrides("hf_overrides", hf_overrides)
     directory = Path(directory)
     on_cpu = torch.device(device).type == "cpu"
-    if quantization in _PACKED and not on_cpu:
+    if weights is not None and not on_cpu:
         raise ConfigError(f"{quantization} weights are for CPUs; on {device} use fp8, or leave quantization out")
     if on_cpu and dtype in (torch.bfloat16, torch.float16):
         logger.warning("%s is slower than float32 on most CPUs; nothing is lost in float32", str(dtype)[6:])
     wanted = dtype or (torch.float32 if on_cpu else None)
     kept: Literal["keep", "dequantize"] = "keep" if quantization == "fp8" else "dequantize"
-    weights = _PACKED.get(quantization or "")
+    overrides = _where_read(directory, hf_overrides)
     model = load_model(
-        directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=hf_overrides,
-        pages=pages,
+        directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=overrides,
+        pages=pages, huge_pages=True,
     )  # fmt: skip
     return model.requires_grad_(False), Tokenizer.from_directory(directory)
+
+
+def _where_read(directory: Path, overrides: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Lay overrides over the section of config.json that describes the model, where it has one."""
+    if not overrides or not isinstance(section := read_json(directory / "config.json").get("llm_config"), Mapping):
+        return overrides
+    return {"llm_config": {**section, **overrides}}
 
 
 def build(model: CausalLM, tokenizer: Tokenizer, config: EngineConfig | None = None) -> Engine:

@@ -33,7 +33,7 @@ static int linear(const Rows *r, const Matrix *m, const float *bias) {
     Input in = make_input(r->x, r->N, m, SCRATCH_INPUT);
     if (is_missing(&in)) return 1;
     int threads = num_threads(r->threads, m->rows * m->columns * r->N);
-    int64_t tiles = tiles_of(m->rows), size = task_tiles(tiles, threads, 8);
+    int64_t tiles = tiles_of(m->rows), size = task_tiles(m, threads, 8);
     if (in.codes && r->N == 1) quantize_row(r->x, m->columns, &in, 0);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -93,7 +93,7 @@ static int mlp(const Rows *r, const Mlp *w) {
     Hidden h = make_hidden(r->N, &w->down, SCRATCH_HIDDEN);
     if (is_missing(&in) || is_missing(&h.in)) return 1;
     int threads = num_threads(r->threads, 3 * w->down.rows * w->down.columns * r->N);
-    int64_t groups = groups_of(h.width), tiles = tiles_of(w->down.rows), size = task_tiles(tiles, threads, 8);
+    int64_t groups = groups_of(h.width), tiles = tiles_of(w->down.rows), size = task_tiles(&w->down, threads, 8);
     if (in.codes && r->N == 1) quantize_row(r->x, w->gate.columns, &in, 0);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {

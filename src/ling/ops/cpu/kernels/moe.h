@@ -165,7 +165,7 @@ static int moe(const Rows *r, const Moe *m, const Routed *to) {
     if (has_shared) shared = make_hidden(N, &m->shared.down, SCRATCH_FLOATS);
     if (is_missing(&hidden.in) || (has_shared && is_missing(&shared.in)) || make_order(&o, m, N, threads)) return 1;
     int64_t groups = groups_of(F), shared_groups = has_shared ? groups_of(m->shared.down.columns) : 0;
-    int64_t tiles = tiles_of(H), size = task_tiles(tiles, threads, 16), router_tiles = tiles_of(m->E);
+    int64_t tiles = tiles_of(H), size = task_tiles(&m->down, threads, 16), router_tiles = tiles_of(m->E);
     int64_t num_tasks = 0;
 
 #pragma omp parallel num_threads(threads) if (threads > 1)

@@ -72,35 +72,58 @@ INLINE void tile_int4(const uint8_t *c, const uint16_t *s, int64_t G, const int8
     }
 }
 
-/* Two rows of floats at a time times T rows: 16 partial sums each, added up at the end, as `dot` does. */
-INLINE void tile_float32(const float *w, int64_t rows, int64_t K, const float *const *x, int T, float out[][TILE]) {
-    for (int64_t r = 0; r < TILE; r += 2) {
-        if (r >= rows) {
-            for (int t = 0; t < T; t++) out[t][r] = out[t][r + 1] = 0.0f;
-            continue;
-        }
-        const float *first = w + r * K, *second = r + 1 < rows ? first + K : first;
-        V a[TOKENS], b[TOKENS];
-        UNROLL for (int t = 0; t < T; t++) a[t] = b[t] = v_set(0.0f);
-        int64_t i = 0;
-        for (; i + 16 <= K; i += 16) {
-            V wa = v_load(first + i), wb = v_load(second + i);
-            UNROLL for (int t = 0; t < T; t++) {
-                V xi = v_load(x[t] + i);
-                a[t] = v_fma(wa, xi, a[t]), b[t] = v_fma(wb, xi, b[t]);
-            }
-        }
-        if (i < K)
-            for (int t = 0; t < T; t++) {
-                V xi = v_load_part(x[t] + i, K - i);
-                a[t] = v_fma(v_load_part(first + i, K - i), xi, a[t]);
-                b[t] = v_fma(v_load_part(second + i, K - i), xi, b[t]);
-            }
+/* A row or two of activations leave all to the processor's own prefetcher, which wants one rising stream. With more, a
+ * tile of weights is fetched while the one before is used, and so many columns of the activations as stay in the
+ * nearest cache lie side by side, T vectors for each 16 columns: rows a power of two apart would push each other out. */
+enum { COLUMNS_TOGETHER = 512, FEW = 2 };
+
+INLINE const float *side_by_side(const float *const *x, int T, int64_t from, int64_t to, float *room) {
+    for (int64_t i = from; i < to; i += 16)
+        UNROLL for (int t = 0; t < T; t++) v_store(room + (i - from) * T + 16 * t, v_load_up_to(x[t] + i, to - i));
+    return room;
+}
+
+/* `lines` rows of a tile, n columns of K, times T rows that lie side by side; added to `sums`, or `fresh`. */
+INLINE void rows_float32(const float *w, int64_t K, int64_t n, const float *x, int T, int lines, int64_t ahead, int fresh,
+                         V sums[][TOKENS]) {
+    V s[2][TOKENS];
+    UNROLL for (int j = 0; j < lines; j++) UNROLL for (int t = 0; t < T; t++) s[j][t] = fresh ? v_set(0.0f) : sums[j][t];
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16, x += 16 * T) {
+        V weights[2];
+        if (T > FEW) UNROLL for (int j = 0; j < lines; j++) __builtin_prefetch(w + j * K + i + ahead, 0, 2);
+        UNROLL for (int j = 0; j < lines; j++) weights[j] = v_load(w + j * K + i);
         UNROLL for (int t = 0; t < T; t++) {
-            out[t][r] = v_sum(a[t]);
-            out[t][r + 1] = r + 1 < rows ? v_sum(b[t]) : 0.0f;
+            V values = v_held(v_load(x + 16 * t));
+            UNROLL for (int j = 0; j < lines; j++) s[j][t] = v_fma(weights[j], values, s[j][t]);
         }
     }
+    if (i < n)
+        for (int t = 0; t < T; t++)
+            for (int j = 0; j < lines; j++) {
+                V values = v_load_part(x + 16 * t, n - i);
+                s[j][t] = v_fma(v_load_part(w + j * K + i, n - i), values, s[j][t]);
+            }
+    UNROLL for (int j = 0; j < lines; j++) UNROLL for (int t = 0; t < T; t++) sums[j][t] = s[j][t];
+}
+
+/* A tile of floats times T rows: 16 partial sums for each product, added up at the end, as `dot` does. */
+INLINE void tile_float32(const float *w, int64_t rows, int64_t K, const float *const *x, int T, V *out) {
+    float room[COLUMNS_TOGETHER * TOKENS];
+    V sums[TILE][TOKENS];
+    const int lines = T > FEW ? 2 : 1;
+    rows = rows < TILE ? rows : TILE;
+    for (int64_t r = rows; r < TILE; r++) UNROLL for (int t = 0; t < T; t++) sums[r][t] = v_set(0.0f);
+    const int64_t together = T > 1 ? COLUMNS_TOGETHER : K;
+    for (int64_t from = 0; from < K; from += together) {
+        int64_t to = from + together < K ? from + together : K, r = 0;
+        int64_t ahead = to < K ? together : TILE * K - from; /* the next columns of these rows, or the next tile's first */
+        const float *values = T > 1 ? side_by_side(x, T, from, to, room) : x[0];
+        for (; r + lines <= rows; r += lines)
+            rows_float32(w + r * K + from, K, to - from, values, T, lines, ahead, from == 0, sums + r);
+        if (r < rows) rows_float32(w + r * K + from, K, to - from, values, T, 1, ahead, from == 0, sums + r);
+    }
+    UNROLL for (int t = 0; t < T; t++) out[t] = v_sums(&sums[0][t], TOKENS);
 }
 
 /* Multiply tile `tile` of m by T <= TOKENS rows: out[t] are the products of its 16 rows, zeros beyond the matrix. */
@@ -108,8 +131,10 @@ INLINE void tile_times(const Matrix *m, int64_t tile, const Input *in, const int
     int64_t G = groups_of(m->columns);
     if (m->format == FLOAT32) {
         const float *x[TOKENS], *w = (const float *)m->codes + tile * TILE * m->columns;
+        V products[TOKENS];
         UNROLL for (int t = 0; t < T; t++) x[t] = in->values + rows[t] * in->columns;
-        tile_float32(w, m->rows - tile * TILE, m->columns, x, T, out);
+        tile_float32(w, m->rows - tile * TILE, m->columns, x, T, products);
+        UNROLL for (int t = 0; t < T; t++) v_store(out[t], products[t]);
         return;
     }
     const int8_t *x[TOKENS];
@@ -145,14 +170,17 @@ static void times(const Matrix *m, int64_t tile, const Input *in, const int64_t 
 }
 
 /* Numbers of threads and sizes of tasks. Results never depend on them. */
+enum { TASK_BYTES = 1 << 18 };
 enum { WORTH_A_THREAD = 1 << 17 }; /* weights times rows; below, waking threads costs more than it gains */
 
 INLINE int num_threads(int64_t asked, int64_t work) {
     int64_t useful = work / WORTH_A_THREAD;
     return (int)(useful < 2 ? 1 : useful < asked ? useful : asked);
 }
-INLINE int64_t task_tiles(int64_t tiles, int64_t threads, int64_t most) {
-    int64_t size = tiles / (threads * 4);
+/* Tiles of m that are one task: at most `most`, and no more than stay in the cache while many rows use them. */
+INLINE int64_t task_tiles(const Matrix *m, int64_t threads, int64_t most) {
+    int64_t size = tiles_of(m->rows) / (threads * 4), kept = TASK_BYTES / (tile_bytes(m) * (m->format == FLOAT32 ? 4 : 1));
+    size = size < kept ? size : kept;
     return size < 1 ? 1 : size > most ? most : size;
 }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -8,6 +8,7 @@ typedef struct {
     const int32_t *sums;
 } Scales;
 
+/* Each level has v_sums(a, step): the sums of the lanes of a[0], a[step] .. a[15 * step], each as v_sum adds. */
 #if defined LEVEL_AVX512
 #include "vector_avx512.h"
 #elif defined LEVEL_AVX2

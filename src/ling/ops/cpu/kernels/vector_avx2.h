@@ -9,6 +9,7 @@ enum { TOKENS = 4 };
 #define PAIR(one) ((V){one(x.a, y.a), one(x.b, y.b)})
 
 INLINE V v_load(const float *p) { return (V){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+INLINE V v_held(V a) { return a; }
 INLINE void v_store(float *p, V x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
 INLINE V v_set(float x) { return (V){_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
 INLINE V v_add(V x, V y) { return PAIR(_mm256_add_ps); }
@@ -45,6 +46,11 @@ INLINE float v_sum(V x) {
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+INLINE V v_sums(const V *a, int step) {
+    float sums[16];
+    for (int i = 0; i < 16; i++) sums[i] = v_sum(a[i * step]);
+    return v_load(sums);
 }
 INLINE float v_largest(V x) {
     __m256 h = _mm256_max_ps(x.a, x.b);

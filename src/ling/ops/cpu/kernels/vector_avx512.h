@@ -7,6 +7,11 @@ typedef __m512i I;
 enum { TOKENS = 8 }; /* rows of activations that share one reading of a tile */
 
 INLINE V v_load(const float *p) { return _mm512_loadu_ps(p); }
+/* In a register: the compiler would read it once for each use, and loads are what runs out first. */
+INLINE V v_held(V a) {
+    __asm__("" : "+v"(a));
+    return a;
+}
 INLINE void v_store(float *p, V a) { _mm512_storeu_ps(p, a); }
 INLINE V v_set(float x) { return _mm512_set1_ps(x); }
 INLINE V v_add(V a, V b) { return _mm512_add_ps(a, b); }
@@ -37,6 +42,20 @@ INLINE float v_sum(V a) {
     __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     q = _mm_add_ps(q, _mm_movehl_ps(q, q));
     return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+}
+/* Two vectors become one of half sums at each of four steps: a third of the work of sixteen sums. */
+INLINE V half_sums_of_blocks(V a, V b) { return v_add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee)); }
+INLINE V sums_of_blocks(V a, V b) { return v_add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)); }
+INLINE V half_sums(V a, V b) { return v_add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee)); }
+INLINE V sums(V a, V b) { return v_add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd)); }
+INLINE V v_sums(const V *a, int step) {
+    V four[4]; /* block b of four[i] is what is left of a[4 * b + i] */
+    for (int i = 0; i < 4; i++) {
+        V low = half_sums_of_blocks(a[i * step], a[(i + 4) * step]);
+        V high = half_sums_of_blocks(a[(i + 8) * step], a[(i + 12) * step]);
+        four[i] = sums_of_blocks(low, high);
+    }
+    return sums(half_sums(four[0], four[1]), half_sums(four[2], four[3]));
 }
 INLINE float v_largest(V a) { return _mm512_reduce_max_ps(a); }
 

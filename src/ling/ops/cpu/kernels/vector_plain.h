@@ -9,6 +9,7 @@ enum { TOKENS = 4 };
 #define EACH(expression) V r; for (int i = 0; i < 16; i++) r.v[i] = (expression); return r
 
 INLINE V v_load(const float *p) { V r; memcpy(&r, p, sizeof r); return r; }
+INLINE V v_held(V a) { return a; }
 INLINE void v_store(float *p, V a) { memcpy(p, &a, sizeof a); }
 INLINE V v_set(float x) { EACH(x); }
 INLINE V v_add(V a, V b) { EACH(a.v[i] + b.v[i]); }
@@ -66,6 +67,11 @@ INLINE float v_sum(V a) {
     for (int width = 8; width; width /= 2)
         for (int i = 0; i < width; i++) a.v[i] += a.v[i + width];
     return a.v[0];
+}
+INLINE V v_sums(const V *a, int step) {
+    float sums[16];
+    for (int i = 0; i < 16; i++) sums[i] = v_sum(a[i * step]);
+    return v_load(sums);
 }
 INLINE float v_largest(V a) {
     float most = a.v[0];
