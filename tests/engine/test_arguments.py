@@ -1,9 +1,12 @@
 """What people pass for numbers, lists and prompts: taken if it is clear, refused in one line if it is not."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
+from ling.engine.arguments import conversations
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
 from ling.errors import RequestError
@@ -12,6 +15,7 @@ from ling.testing.text import IdTokenizer
 
 ENGINE = LLM(tiny_model(seed=1), IdTokenizer(128), drafting="none")
 IDS = [5, 6, 7]
+USER = {"role": "user", "content": "x"}
 
 
 def tokens(prompts, **params) -> list[list[int]]:
@@ -49,6 +53,39 @@ def test_an_array_of_rows_is_several_prompts() -> None:
 def test_what_is_no_prompt_is_refused_in_one_line(prompt) -> None:
     with pytest.raises(RequestError, match=r"must be a|is not in a vocabulary"):
         tokens(prompt)
+
+
+@pytest.mark.parametrize(
+    ("messages", "tools", "message"),
+    [
+        ([USER], [[], []], "a list of tools for each conversation needs several conversations"),
+        ([[USER], [USER]], [[]], "2 conversations need as many lists of tools, got 1"),
+        ([[USER]], 5, "tools must be a list, got 5"),
+        ([[USER]], {"type": "function"}, "tools must be a list, got {'type'"),
+        ([[USER]], ["search"], "tools must be a list, got 'search'"),
+        ("hello", None, "messages must be a list, got 'hello'"),
+        (None, None, "messages must be a list, got None"),
+        (USER, None, "messages must be a list, got {'role'"),
+        ([[USER], "hello"], None, "a conversation must be a list, got 'hello'"),
+        ([USER, "hello"], None, "message 1 must be an object, got str"),
+        ([[]], None, "a chat needs at least one message"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_in_one_line(messages, tools, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)) as refused:
+        ENGINE.chat(messages, tools=tools)
+    assert "\n" not in str(refused.value)
+
+
+def test_each_conversation_has_its_own_tools_or_all_have_the_same() -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    pair = [[USER], (USER, USER)]
+    both = [[USER], [USER, USER]]
+    assert conversations(pair, None) == [(both[0], []), (both[1], [])]
+    assert conversations(pair, [tool]) == [(both[0], [tool]), (both[1], [tool])]
+    assert conversations(pair, [[tool], None]) == [(both[0], [tool]), (both[1], [])]
+    assert conversations((USER,), []) == [([USER], [])]
+    assert conversations([], None) == []
 
 
 def test_numbers_of_numpy_are_numbers() -> None:

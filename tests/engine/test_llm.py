@@ -1,7 +1,11 @@
 """The engine's promises: batches, drafting and seeds change nothing; limits are said in one line."""
 
-import pytest
+import re
 
+import pytest
+import torch
+
+from ling.engine import llm as module
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams, StructuredOutputsParams
 from ling.errors import CheckpointError, ConfigError, RequestError
@@ -266,7 +270,11 @@ def test_tokens_named_by_parameters_must_exist(stray: dict) -> None:
         ({"speculative_config": {"method": "eagle"}}, "method must be mtp or ngram"),
         ({"speculative_config": {"model": "x"}}, "has no key model"),
         ({"quantization": "int8"}, "are for loading; this model is loaded"),
-        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype must be auto or fp8, got fp8_e4m3"),
+        ({"weight_pages": "locked"}, "are for loading; this model is loaded"),
+        ({"speculative_config": "mtp"}, "speculative_config must map method and num_speculative_tokens to values"),
+        ({"threads": 0}, "threads must be a whole number, at least 1, got 0"),
+        ({"threads": "2"}, "threads must be a whole number, at least 1, got '2'"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype must be auto, bfloat16, float16 or fp8, got fp8_e4m3"),
         ({"drafting": "eagle"}, "drafting must be auto, mtp, ngram or none, got eagle"),
         ({"kv_cache_gib": float("nan")}, "kv_cache_gib must not be negative, got nan"),
         ({"block_size": 1.5}, "block_size must be a whole number, got 1.5"),
@@ -277,6 +285,42 @@ def test_tokens_named_by_parameters_must_exist(stray: dict) -> None:
 def test_options_that_cannot_be_meant_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LLM(MODEL, IdTokenizer(128), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "device must be cpu, cuda or auto, got gpu"),
+        ({"device": "meta"}, "device must be cpu, cuda or auto, got meta"),
+        ({"device": 0}, "device must be cpu, cuda or auto, got 0"),
+        ({"dtype": "fp16"}, "dtype must be auto, float32, bfloat16 or float16, got fp16"),
+        ({"dtype": torch.int8}, "dtype must be auto, float32, bfloat16 or float16, got torch.int8"),
+        ({"dtype": ["float32"]}, "dtype must be auto, float32"),
+        ({"quantization": "awq"}, "quantization must be fp8, int8, int4, mixed, by kind as in int4,head=int8, or left"),
+        ({"quantization": "int4,heads=int8"}, "quantization must be fp8"),
+        ({"quantization": 8}, "quantization must be fp8"),
+        ({"weight_pages": "huge"}, "weight_pages must be mapped, copied, locked, got huge"),
+        ({"hf_overrides": {"rope_scalling": {}}}, "no key of config.json that this model reads; did you mean rope_sca"),
+        ({"hf_overrides": [1]}, "hf_overrides must map keys of config.json to values"),
+        ({"model": ""}, "model must be a checkpoint directory, a hub's name or a model, got ''"),
+        ({"model": None}, "model must be a checkpoint directory"),
+    ],
+)
+def test_options_of_loading_that_cannot_be_meant_are_refused_before_anything_is_read(
+    options: dict, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        LLM(**{"model": "nowhere/at-all", **options})
+
+
+def test_threads_pages_and_formats_are_as_the_command_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(module, "resolve_checkpoint", lambda path: path)
+    monkeypatch.setattr(module, "load", lambda directory, **given: (asked.update(given), (MODEL, IdTokenizer(128)))[1])
+    monkeypatch.setattr(module, "set_threads", lambda count: asked.update(threads=count))
+    LLM("somewhere", threads=3, weight_pages="copied", quantization="int4,head=int8", dtype="half", device="cpu")
+    assert (asked["threads"], asked["pages"], asked["quantization"]) == (3, "copied", "int4,head=int8")
+    assert (asked["dtype"], asked["device"]) == (torch.float16, torch.device("cpu"))
 
 
 def test_a_tokenizer_beside_a_checkpoint_is_refused_instead_of_ignored() -> None:
@@ -301,8 +345,6 @@ def test_a_small_cache_shortens_the_context_where_nobody_asked_for_one() -> None
 
 
 def test_an_fp8_cache_stays_close_and_halves_memory() -> None:
-    import torch
-
     plain, small = llm(), llm(kv_cache_dtype="fp8")
     assert small.engine.sizes.bytes_per_block < 0.45 * plain.engine.sizes.bytes_per_block
     params = SamplingParams(max_tokens=1, temperature=0, logprobs=20, prompt_logprobs=0)

@@ -14,6 +14,7 @@ from ling.engine.build import build
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
 from ling.engine.request import Delta, SamplingParams, StructuredOutputsParams
+from ling.engine.stats import RequestStats
 from ling.errors import QueueFullError, RequestError
 from ling.testing.models import tiny_model
 from ling.testing.text import IdTokenizer
@@ -77,6 +78,32 @@ def test_requests_from_many_threads_get_what_they_get_alone(loop: EngineLoop) ->
         alone.wait(f"again {n}")
     assert [answers.tokens(n) for n in names] == [alone.tokens(f"again {n}") for n in names]
     assert loop.num_unfinished == 0
+
+
+def test_a_request_knows_when_it_began_and_what_was_drafted_for_it() -> None:
+    one = engine(max_num_seqs=1, drafting="mtp", num_speculative_tokens=2, adaptive_drafts=False)
+    plain = EngineLoop(one).start()
+    answers, begin = Answers(), time.monotonic()
+    first = plain.submit("first", [5, 6, 5, 6, 5, 6], params(40), answers)
+    second = plain.submit("second", [7, 8, 7, 8, 7, 8], params(40), answers)
+    answers.wait("first", "second")
+    plain.stop()
+    assert first.begun is not None
+    assert second.begun is not None
+    assert begin <= first.submitted <= first.begun <= time.monotonic()
+    assert first.begun < second.begun  # which waited for it
+    stats = plain.engine.stats
+    assert stats.drafted == first.drafted + second.drafted > 20
+    assert stats.draft_rounds >= stats.drafted / 2
+    assert stats.accepted >= first.accepted + second.accepted
+    assert not plain._stats
+
+
+def test_drafts_behind_the_end_of_an_answer_are_not_accepted() -> None:
+    stats = RequestStats(0.0)
+    for drafts, tokens in (((5, 6), [5, 6, 7]), ((5, 6), [5, 9]), ((5, 6), [5]), ((), [4]), ((5,), [8])):
+        stats.count_drafts(drafts, tokens)
+    assert (stats.drafted, stats.accepted) == (7, 4)
 
 
 @pytest.mark.parametrize("loop", [{"max_num_seqs": 1}], indirect=True)

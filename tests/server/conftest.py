@@ -1,6 +1,7 @@
 """A live server over the bundled model, and servers over an engine that only pretends."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -16,6 +17,7 @@ from ling.engine.bundled import bundled_directory
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
 from ling.engine.request import Delta
+from ling.engine.stats import RequestStats
 from ling.server.run import Server, address, bind
 from ling.server.sampling import SamplingDefaults
 from ling.server.service import Service
@@ -40,13 +42,16 @@ class PretendLoop:
     def num_unfinished(self) -> int:
         return len(self.submitted) - len(self.aborted)
 
-    def submit(self, id: str, prompt: Any, params: Any, deliver: Any, *, grammar: Any = None, salt: str = "") -> None:
+    def submit(
+        self, id: str, prompt: Any, params: Any, deliver: Any, *, grammar: Any = None, salt: str = ""
+    ) -> RequestStats:
         if self.refuse is not None:
             raise self.refuse
         self.submitted[id] = {"prompt": prompt, "params": params, "salt": salt, "deliver": deliver}
         self.arrived.set()
         for delta in self.answer(id, params.n) if self.answer else ():
             deliver(delta)
+        return RequestStats(time.monotonic())
 
     def abort(self, id: str) -> None:
         self.aborted.append(id)

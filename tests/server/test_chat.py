@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from ling.server.usage import Usage
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 GREEDY: dict[str, Any] = {"model": "auto", "messages": QUESTION, "temperature": 0}
 
@@ -44,9 +46,8 @@ def test_a_streamed_answer_is_the_whole_one(live, extra):
     chunks = list(live.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
     *pieces, last = chunks
     assert last.choices == []
-    assert last.usage.model_dump(exclude={"prompt_tokens_details"}) == whole.usage.model_dump(
-        exclude={"prompt_tokens_details"}
-    )
+    varying = {"prompt_tokens_details", "ling"}  # what was cached, and what was drafted, which depends on times
+    assert last.usage.model_dump(exclude=varying) == whole.usage.model_dump(exclude=varying)
     for choice in whole.choices:
         own = [c for chunk in pieces for c in chunk.choices if c.index == choice.index]
         assert own[0].delta.role == "assistant"
@@ -63,6 +64,24 @@ def test_the_stream_ends_as_clients_expect(live):
     events = text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(json.loads(e.removeprefix("data: "))["object"] == "chat.completion.chunk" for e in events[:-2])
+
+
+def test_the_usage_says_what_was_drafted_and_kept_and_the_official_client_reads_it(live):
+    asked = {**GREEDY, "max_tokens": 40}
+    stats = live.service.engine.engine.stats
+    before = stats.drafted, stats.accepted
+    told = [live.client.chat.completions.create(**asked).usage.model_extra["ling"] for _ in range(3)]
+    streamed = live.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    told.append(list(streamed)[-1].usage.model_extra["ling"])
+    assert all(own.keys() == {"drafted", "accepted"} and 0 <= own["accepted"] <= own["drafted"] for own in told), told
+    assert sum(own["drafted"] for own in told) == stats.drafted - before[0] > 0
+    assert 0 < sum(own["accepted"] for own in told) <= stats.accepted - before[1]
+
+
+def test_the_usage_says_nothing_of_drafts_where_there_are_none():
+    assert Usage([3], lambda: None).body.keys() == {
+        "prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details",
+    }  # fmt: skip
 
 
 def test_the_usage_of_every_chunk_counts_up(live):

@@ -102,9 +102,32 @@ def test_metrics_count_what_happened_under_our_names_and_vllms(live):
         "prefix_cache_hits_total", "prompt_tokens_total", "inter_token_latency_seconds_sum",
         "request_time_per_output_token_seconds_sum", "e2e_request_latency_seconds_sum", "num_preemptions_total",
         "request_decode_time_seconds_sum", "spec_decode_num_draft_tokens_total", "corrupted_requests_total",
-        "spec_decode_num_accepted_tokens_total",
+        "spec_decode_num_accepted_tokens_total", "spec_decode_num_drafts_total", "request_queue_time_seconds_sum",
+        "request_prefill_time_seconds_sum", "request_inference_time_seconds_sum", "request_prompt_tokens_sum",
+        "request_generation_tokens_sum", "request_params_n_sum", "request_params_max_tokens_sum",
     ):  # fmt: skip
         assert f'vllm:{name}{{model_name="ling"}}' in values, name
+
+
+def test_the_stages_of_an_answer_add_up(live):
+    def read():
+        lines = live.http.get("/metrics").text.splitlines()
+        return {k: float(v) for k, v in (line.rsplit(" ", 1) for line in lines if line.startswith("ling_"))}
+
+    before = read()
+    begin = time.monotonic()
+    live.post("/v1/completions", prompt="Alice was", max_tokens=30, n=2, ignore_eos=True)
+    seconds = time.monotonic() - begin
+    grown = {name: value - before.get(name, 0) for name, value in read().items()}
+    stages = ("queue", "prefill", "decode", "inference")
+    assert [grown[f"ling_{stage}_seconds_count"] for stage in stages] == [2] * 4
+    queue, prefill, decode, inference = (grown[f"ling_{stage}_seconds_sum"] for stage in stages)
+    assert prefill + decode == pytest.approx(inference)
+    assert 0 <= queue < 2 * seconds
+    assert 0 < inference < 2 * seconds
+    assert grown["ling_answer_tokens_sum"] == 60
+    assert (grown["ling_request_choices_sum"], grown["ling_request_max_tokens_sum"]) == (2, 30)
+    assert grown["ling_request_prompt_tokens_sum"] == len(live.service.tokenizer.encode("Alice was"))
 
 
 def test_without_being_asked_no_foreign_names_are_exported(pretend, serve):

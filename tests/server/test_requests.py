@@ -111,6 +111,34 @@ def test_two_names_of_one_limit_must_agree():
         validate(ChatRequest, {**both, "max_tokens": 6})
 
 
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"messages": [USER, {"role": "user"}]}, "messages[1].content"),
+        ({"messages": [{**USER, "tool_calls": []}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+    ],
+)
+def test_what_does_not_fit_together_names_the_field_to_change(extra, param):
+    with pytest.raises(ApiError) as refused:
+        validate(ChatRequest, {"messages": [USER], **extra})
+    assert refused.value.param == param
+    assert str(refused.value).startswith(f"{param}: ")
+
+
+def test_tokens_beyond_the_vocabulary_are_told_by_the_field_they_stand_in(live):
+    for extra in ({"logit_bias": {"99999": 1}}, {"stop_token_ids": [99999]}):
+        error = live.ask(**extra).json()["error"]
+        assert error["param"] == next(iter(extra)), error
+
+
 def test_errors_are_shaped_as_the_official_client_reads_them(live):
     import openai
 

@@ -4,6 +4,7 @@ Those of the checkpoint's files are guarded by tests/checkpoint, those of gramma
 """
 
 import ast
+import gzip
 import json
 import socket
 import time
@@ -166,6 +167,21 @@ def test_10_a_body_is_bounded_before_it_is_read_as_json(guarded):
         guarded, HEAD + JSON + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1000\r\n" + b"x" * 4096 + b"\r\n"] * 6
     )
     assert b" 413 " in chunked.split(b"\r\n")[0]  # fmt: skip
+
+
+def test_10_nothing_is_unpacked(guarded):
+    """A small body that becomes a large one would be bounded too late."""
+    for coding in ("gzip", "deflate", "br", "x" * 2000, "identity, gzip"):
+        answer = guarded.http.post(
+            "/v1/chat/completions", content=gzip.compress(json.dumps({"messages": MESSAGES}).encode()),
+            headers={"Content-Type": "application/json", "Content-Encoding": coding},
+        )  # fmt: skip
+        assert answer.status_code == 415, coding
+        assert "without Content-Encoding" in answer.json()["error"]["message"]
+    plain = guarded.http.post(
+        "/v1/chat/completions", json={"messages": MESSAGES}, headers={"Content-Encoding": "identity"}
+    )
+    assert plain.status_code == 200
 
 
 def test_10_headers_are_bounded(guarded):

@@ -197,6 +197,7 @@ def test_flags_become_what_the_server_takes(parse, tmp_path):
         "--engine vllm", "--engine ling -tp 2", "-tp 0", "--hf-overrides 5", "--allowed-origins evil.example",
         "--api-key-file /nowhere/keys", "--api-key 'a b\n'", "--port 70000", "--request-timeout -1", "a --model b",
         "--gpu-memory-utilization 3", "--served-model-name ''", "--max-num-seqs 0", "/nowhere/at/all",
+        "--hf-overrides '{\"rope_thet\": 5}'", "--weight-pages x", "--quantization int4,heads=int8",
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_one_line(line, monkeypatch):

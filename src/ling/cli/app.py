@@ -31,6 +31,7 @@ from ling.cli.merge import merge
 from ling.cli.plan import plan
 from ling.cli.plot import plot
 from ling.cli.serve.command import serve
+from ling.cli.serve.several import ServeCommand
 from ling.cli.train.command import train
 from ling.errors import LingError
 from ling.version import __version__
@@ -46,7 +47,7 @@ app = typer.Typer(
 for command in (
     demo, train, finetune, plan, plot, chat, generate, serve, convert, merge, export, doctor, download, config,
 ):  # fmt: skip
-    app.command()(command)
+    app.command(cls=ServeCommand if command is serve else None)(command)
 app.add_typer(data, name="data")
 app.add_typer(bench, name="bench")
 

@@ -35,6 +35,32 @@ def token_ids(name: str, value: Any) -> list[int]:
     return [token if type(token) is int else whole(f"a token id of {name}", token) for token in value]
 
 
+def conversations(messages: Any, tools: Any) -> list[tuple[list[Any], list[Any]]]:
+    """Return each conversation with the tools that it is shown.
+
+    messages  of one conversation, or a list of them for each of several
+    tools     for all of them; or, with several conversations, a list for each
+    """
+    given = _listed("messages", messages)
+    if not given:
+        return []
+    several = [_listed("a conversation", own) for own in given] if not isinstance(given[0], Mapping) else None
+    shown = _listed("tools", () if tools is None else tools)
+    if not shown or isinstance(shown[0], Mapping):
+        return [(own, shown) for own in ([given] if several is None else several)]
+    if several is None:
+        raise RequestError("a list of tools for each conversation needs several conversations; one takes its tools")
+    if len(shown) != len(several):
+        raise RequestError(f"{len(several)} conversations need as many lists of tools, got {len(shown)}")
+    return [(own, _listed("tools", () if its is None else its)) for own, its in zip(several, shown)]
+
+
+def _listed(name: str, value: Any) -> list[Any]:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise RequestError(f"{name} must be a list, got {value!r}")
+    return list(value)
+
+
 def texts(name: str, value: Any) -> tuple[str, ...]:
     """Return a text, or several, as a tuple; None is none."""
     given = () if value is None else (value,) if isinstance(value, str) else value

@@ -10,21 +10,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ling.checkpoint.hub import resolve_checkpoint
+from ling.checkpoint.pages import check_page_mode
 from ling.config.engine import EngineConfig
-from ling.engine.arguments import token_ids
-from ling.engine.build import build, check_quantization, load
+from ling.engine.arguments import conversations, token_ids
+from ling.engine.build import build, check_overrides, device_of, dtype_of, load, packed_weights
 from ling.engine.core import Engine
 from ling.engine.grammar import Grammar, GrammarCompiler
 from ling.engine.request import CompletionOutput, Delta, RequestOutput, SamplingParams
 from ling.engine.scoring import negative_log_likelihoods
 from ling.engine.sizing import cache_gib_within
 from ling.engine.stats import EngineStats
+from ling.engine.threads import set_threads
 from ling.errors import ConfigError, RequestError
 from ling.model import CausalLM
 from ling.tokenizer import Tokenizer, encode_chat
@@ -36,9 +39,6 @@ Prompt = str | SequenceOf[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
 Params = SamplingParams | SequenceOf[SamplingParams]
 
-_DTYPES = {"auto": None, "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
-           "float32": torch.float32, "float": torch.float32}  # fmt: skip
-
 
 class LLM:
     """A model and its tokenizer, ready to generate. `engine` is what runs; it is built when first needed.
@@ -46,7 +46,9 @@ class LLM:
     model      a checkpoint directory or a hub's name; or a model, with its tokenizer
     dtype      what weights are held and computed in; auto: float32 on a CPU, elsewhere as published
     quantization  "fp8" keeps block-quantised weights as codes, "int8" and "int4" pack every matrix as it is read,
-               "mixed" to 4 bits and the head to 8; None: values
+               "mixed" to 4 bits and the head to 8, "int4,head=int8" and the like by kind; None: values
+    threads    of a CPU, for all that torch does in this process; None: as they are
+    weight_pages  where the weights of a prepared checkpoint lie: "mapped", "copied" or "locked"
     options    fields of `EngineConfig`
     """
 
@@ -63,7 +65,9 @@ class LLM:
         gpu_memory_utilization: float | None = None,
         trust_remote_code: bool = False,
         enforce_eager: bool = False,
-        device: str = "auto",
+        device: str | torch.device = "auto",
+        threads: int | None = None,
+        weight_pages: str = "mapped",
         **options: Any,
     ) -> None:
         if tensor_parallel_size != 1:
@@ -75,27 +79,28 @@ class LLM:
             logger.info("trust_remote_code: no code of a checkpoint is ever run; nothing to do")
         if enforce_eager:
             logger.info("enforce_eager: nothing is compiled; nothing to do")
+        if threads is not None:
+            logger.info(set_threads(_threads(threads)))
         self._config = _engine_config({**_drafting(speculative_config), **options})
         if isinstance(model, CausalLM):
             if tokenizer is None:
                 raise ConfigError("a model needs its tokenizer: LLM(model, tokenizer)")
-            if (dtype, quantization, hf_overrides, device) != ("auto", None, None, "auto"):
-                raise ConfigError("dtype, quantization, hf_overrides and device are for loading; this model is loaded")
+            for_loading = {"dtype": dtype, "quantization": quantization, "hf_overrides": hf_overrides,
+                           "device": device, "weight_pages": weight_pages}  # fmt: skip
+            if list(for_loading.values()) != ["auto", None, None, "auto", "mapped"]:
+                raise ConfigError(f"{', '.join(for_loading)} are for loading; this model is loaded")
             self.model, self.tokenizer = model, tokenizer
         elif tokenizer is not None:
             raise ConfigError("a checkpoint directory has its own tokenizer; leave the tokenizer out, or give a model")
         else:
-            check_quantization("quantization", quantization)
-            if device == "auto":
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-            directory = resolve_checkpoint(Path(model))
-            self.model, self.tokenizer = load(
-                directory,
-                dtype=_dtype(dtype),
-                quantization=quantization,
-                hf_overrides=hf_overrides,
-                device=device,
-            )
+            given: dict[str, Any] = {
+                "dtype": dtype_of("dtype", dtype), "quantization": quantization, "hf_overrides": hf_overrides,
+                "device": device_of("device", device), "pages": check_page_mode("weight_pages", weight_pages),
+            }  # fmt: skip
+            packed_weights("quantization", quantization)
+            check_overrides("hf_overrides", hf_overrides)
+            directory = resolve_checkpoint(_path(model))
+            self.model, self.tokenizer = load(directory, **given)
         if gpu_memory_utilization is not None:
             self._config = self._sized(gpu_memory_utilization)
         self.stats = EngineStats()
@@ -163,11 +168,7 @@ class LLM:
 
         tools  for all of them; or, with several conversations, a list of tools for each
         """
-        one = bool(messages) and isinstance(messages[0], Mapping)
-        conversations: Any = [messages] if one else messages
-        own = tools is not None and len(tools) > 0 and not isinstance(tools[0], Mapping)
-        given: Any = tools if own else [tools] * len(conversations)
-        prompts = [self.chat_prompt(c, t or ()) for c, t in zip(conversations, given, strict=True)]
+        prompts = [self.chat_prompt(own, shown) for own, shown in conversations(messages, tools)]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Delta]:
@@ -286,6 +287,8 @@ def _drafting(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """Translate vLLM's `speculative_config`."""
     if config is None:
         return {}
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"speculative_config must map method and num_speculative_tokens to values, got {config!r}")
     if stray := set(config) - {"method", "num_speculative_tokens"}:
         raise ConfigError(
             f"speculative_config has no key {sorted(stray)[0]}; it takes method and num_speculative_tokens"
@@ -296,12 +299,16 @@ def _drafting(config: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"drafting": method, "num_speculative_tokens": config.get("num_speculative_tokens", 3)}
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype must be {', '.join(_DTYPES)}, got {dtype}")
-    return _DTYPES[dtype]
+def _threads(count: object) -> int:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ConfigError(f"threads must be a whole number, at least 1, got {count!r}")
+    return int(count)
+
+
+def _path(model: object) -> Path:
+    if not isinstance(model, str | PathLike) or not str(model):
+        raise ConfigError(f"model must be a checkpoint directory, a hub's name or a model, got {model!r}")
+    return Path(model)
 
 
 def _per_prompt(params: Params | None, count: int) -> list[SamplingParams]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ling.engine.core import Engine
 from ling.engine.grammar import Grammar
 from ling.engine.request import Delta, SamplingParams
+from ling.engine.stats import RequestStats
 from ling.errors import QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class EngineLoop:
         self._deliver: dict[str, Deliver] = {}
         self._left: dict[str, int] = {}
         """Answers of each request that are not finished."""
+        self._stats: dict[str, RequestStats] = {}
+        """Of the same requests."""
         self._wake = threading.Condition()
         self._stopping = self._draining = False
         self._broken: Exception | None = None
@@ -83,8 +86,8 @@ class EngineLoop:
         *,
         grammar: Grammar | None = None,
         salt: str = "",
-    ) -> None:
-        """Queue a request; from any thread.
+    ) -> RequestStats:
+        """Queue a request; from any thread. Returns its counters, which are kept up until it ends.
 
         deliver  gets its deltas; the last of each of the `params.n` answers has a finish reason
         grammar  what `params.structured_outputs` was compiled to
@@ -103,9 +106,11 @@ class EngineLoop:
             if self._num_waiting() >= self.engine.config.max_num_queued:
                 raise QueueFullError(f"{self.engine.config.max_num_queued} requests wait already; try again later")
             self._left[request_id] = params.n
+            self._stats[request_id] = stats = RequestStats(time.monotonic())
             self._deliver[request_id] = deliver
             self._inbox.append(_Submission(request_id, ids, params, grammar, salt, deliver))
             self._wake.notify()
+        return stats
 
     def abort(self, request_id: str) -> None:
         """Forget a request within a step, whatever it is doing; its answers end with finish reason "abort"."""
@@ -134,7 +139,7 @@ class EngineLoop:
     def _run(self) -> None:
         try:
             while self._receive():
-                deltas = self.engine.step()
+                deltas = self._step()
                 self._last_progress = time.monotonic()
                 for delta in deltas:
                     self._hand_over(delta)
@@ -148,6 +153,20 @@ class EngineLoop:
                     self._hand_over(
                         Delta(request_id=request_id, index=index, finish_reason="error", error=self._broken)
                     )
+
+    def _step(self) -> list[Delta]:
+        """Run a step, and say in the counters of each request what it did."""
+        begin = time.monotonic()
+        drafts = {(s.request_id, s.index): tuple(s.drafts) for s in self.engine.scheduler.running if s.drafts}
+        deltas = self.engine.step()
+        met = {s.request_id for s in self.engine.scheduler.running} | {delta.request_id for delta in deltas}
+        for name in met:
+            if (stats := self._stats.get(name)) is not None and stats.begun is None:
+                stats.begun = begin
+        for delta in deltas:
+            if (stats := self._stats.get(delta.request_id)) is not None and delta.token_ids:
+                stats.count_drafts(drafts.get((delta.request_id, delta.index), ()), delta.token_ids)
+        return deltas
 
     def _receive(self) -> bool:
         """Take what is in the inbox, waiting while there is nothing to do; False: time to end."""
@@ -183,6 +202,7 @@ class EngineLoop:
                 self._left[delta.request_id] -= 1
                 if not self._left[delta.request_id]:
                     del self._left[delta.request_id], self._deliver[delta.request_id]
+                    del self._stats[delta.request_id]
         if deliver is None:
             return
         try:

@@ -104,7 +104,7 @@ async def detokenize(service: Service, request: Request) -> Response:
     def work() -> dict[str, Any]:
         asked = read(request, DetokenizeRequest)
         service.name_of(asked.model)
-        check_ids(service.tokenizer, asked.tokens, "tokens")
+        check_ids(service.tokenizer.vocab_size, asked.tokens, "tokens")
         return {"prompt": service.tokenizer.decode(asked.tokens)}
 
     return JSONResponse(await in_worker(service, work))

@@ -10,7 +10,7 @@ from ling.server.answer_parser import AnswerParser, ContentDelta, Event, Reasoni
 from ling.server.logprobs import LogprobSpeller
 from ling.server.prompts import Prompt
 from ling.server.schema import ChatRequest
-from ling.server.usage import Usage
+from ling.server.usage import Drafts, Usage
 from ling.tokenizer import Tokenizer
 
 Deltas = AsyncIterator[tuple[int, Delta]]
@@ -22,12 +22,14 @@ class ChatAnswers:
     model  the name that the request gave, or that "auto" stands for
     """
 
-    def __init__(self, request: ChatRequest, prompt: Prompt, tokenizer: Tokenizer, *, id: str, model: str) -> None:
+    def __init__(
+        self, request: ChatRequest, prompt: Prompt, tokenizer: Tokenizer, *, id: str, model: str, drafts: Drafts
+    ) -> None:
         self._request, self._prompt = request, prompt
         self._speller = LogprobSpeller(tokenizer, as_ids=request.return_tokens_as_token_ids)
         self._head = {"id": f"chatcmpl-{id}", "created": int(time.time()), "model": model}
         self._choices = [_Choice(request, self._speller) for _ in range(request.n)]
-        self._usage = Usage([len(prompt.ids)])
+        self._usage = Usage([len(prompt.ids)], drafts)
 
     async def chunks(self, deltas: Deltas) -> AsyncIterator[dict[str, Any]]:
         """Yield the chunks of a streamed answer."""

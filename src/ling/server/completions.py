@@ -10,7 +10,7 @@ from ling.engine.request import Delta, TokenLogprobs
 from ling.server.logprobs import LogprobSpeller
 from ling.server.prompts import Prompt
 from ling.server.schema import CompletionRequest
-from ling.server.usage import Usage
+from ling.server.usage import Drafts, Usage
 from ling.tokenizer import IncrementalDetokenizer, Tokenizer
 
 Deltas = AsyncIterator[tuple[int, Delta]]
@@ -20,13 +20,14 @@ class CompletionAnswers:
     """What one request is answered with: choice `p * n + i` is answer i to prompt p."""
 
     def __init__(
-        self, request: CompletionRequest, prompts: Sequence[Prompt], tokenizer: Tokenizer, *, id: str, model: str
-    ) -> None:
+        self, request: CompletionRequest, prompts: Sequence[Prompt], tokenizer: Tokenizer, *, id: str, model: str,
+        drafts: Drafts,
+    ) -> None:  # fmt: skip
         self._request, self._prompts, self._tokenizer = request, prompts, tokenizer
         self._speller = LogprobSpeller(tokenizer, as_ids=request.return_tokens_as_token_ids)
         self._head = {"id": f"cmpl-{id}", "object": "text_completion", "created": int(time.time()), "model": model}
         self._only_prompt = request.max_tokens == 0
-        self._usage = Usage([len(prompt.ids) for prompt in prompts])
+        self._usage = Usage([len(prompt.ids) for prompt in prompts], drafts)
         self._judged: dict[int, list[TokenLogprobs | None]] = {}
         """Logprobs of prompts, by their index; they come with the first answer."""
         self._spelt: dict[int, dict[str, Any]] = {}

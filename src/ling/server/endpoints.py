@@ -17,13 +17,13 @@ from ling.errors import QueueFullError
 from ling.server.chat import ChatAnswers
 from ling.server.completions import CompletionAnswers
 from ling.server.errors import ApiError, as_api_error
-from ling.server.metrics import RequestTimes
 from ling.server.prompts import chat_prompt, completion_prompts
 from ling.server.schema import ChatRequest, CompletionRequest, validate
 from ling.server.schema.strict import Model
 from ling.server.service import Prepared, Service
 from ling.server.session import Session
 from ling.server.streamed import EventStream, unless_gone
+from ling.server.times import RequestTimes
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,11 @@ async def chat(service: Service, request: Request) -> Response:
 
     times = RequestTimes(service.metrics)
     asked, model, ready = await in_worker(service, prepare)
-    answers = ChatAnswers(asked, ready.prompts[0], service.tokenizer, id=request.state.request_id[4:], model=model)
-    return await _answer(service, request, asked, ready, answers, times)
+    session = _open(service, request, times)
+    answers = ChatAnswers(
+        asked, ready.prompts[0], service.tokenizer, id=request.state.request_id[4:], model=model, drafts=session.drafts
+    )
+    return await _answer(service, request, asked, ready, session, answers)
 
 
 async def completions(service: Service, request: Request) -> Response:
@@ -102,8 +105,18 @@ async def completions(service: Service, request: Request) -> Response:
 
     times = RequestTimes(service.metrics)
     asked, model, ready = await in_worker(service, prepare)
-    answers = CompletionAnswers(asked, ready.prompts, service.tokenizer, id=request.state.request_id[4:], model=model)
-    return await _answer(service, request, asked, ready, answers, times)
+    session = _open(service, request, times)
+    answers = CompletionAnswers(
+        asked, ready.prompts, service.tokenizer, id=request.state.request_id[4:], model=model, drafts=session.drafts
+    )
+    return await _answer(service, request, asked, ready, session, answers)
+
+
+def _open(service: Service, request: Request, times: RequestTimes) -> Session:
+    """Open the session of `request`; whoever ends the request finds it in its state."""
+    session: Session = Session(service.engine, request.state.request_id, times)
+    request.state.session = session
+    return session
 
 
 async def _answer(
@@ -111,12 +124,12 @@ async def _answer(
     request: Request,
     asked: ChatRequest | CompletionRequest,
     ready: Prepared,
+    session: Session,
     answers: Answers,
-    times: RequestTimes,
 ) -> Response:
-    session = request.state.session = Session(service.engine, request.state.request_id, times)
     salt = f"{request.state.tenant}/{asked.cache_salt or ''}".strip("/")
     session.submit([prompt.ids for prompt in ready.prompts], ready.params, grammar=ready.grammar, salt=salt)
+    service.metrics.asked(ready.prompts, ready.params)
     if asked.stream:
         return EventStream(
             answers.chunks(session.deltas()),

@@ -128,6 +128,12 @@ class Guard:
         """Check what the headers say of the body, and return how many bytes are set aside for it."""
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError("the body must be JSON, sent with Content-Type: application/json", status=415)
+        if (coding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            raise ApiError(
+                f"the body is compressed ({coding[:40]}), and nothing is unpacked here; send it as it is, without "
+                "Content-Encoding",
+                status=415,
+            )
         most = self.settings.max_body_bytes
         said = headers.get("content-length")
         if said is not None and int(said) > most:  # h11 has checked that it is a number

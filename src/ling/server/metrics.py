@@ -3,9 +3,8 @@
 Counts that the engine keeps are read when somebody asks; the server itself measures only how long requests take.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,10 +12,13 @@ from prometheus_client.registry import Collector
 
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
-from ling.engine.request import Delta
+from ling.engine.request import SamplingParams
+from ling.server.prompts import Prompt
 
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _LONG = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+_TOKENS = tuple(float(2**power) for power in range(0, 19, 2))
+_ANSWERS = (1, 2, 4, 8, 16)
 
 Read = Callable[[Engine], float]
 
@@ -43,6 +45,8 @@ _READINGS = (
              lambda e: e.stats.cached_tokens, True),
     _Reading("preemptions", "num_preemptions", "Answers set back to make room.", lambda e: e.stats.preemptions, True),
     _Reading("steps", "", "Steps of the engine.", lambda e: e.stats.steps, True),
+    _Reading("draft_rounds", "spec_decode_num_drafts", "How often tokens were proposed behind an answer.",
+             lambda e: e.stats.draft_rounds, True),
     _Reading("drafted_tokens", "spec_decode_num_draft_tokens", "Tokens proposed.", lambda e: e.stats.drafted, True),
     _Reading("accepted_tokens", "spec_decode_num_accepted_tokens", "Proposed tokens kept.",
              lambda e: e.stats.accepted, True),
@@ -55,7 +59,14 @@ _VLLM_NAMES = {
     "ling_inter_token_seconds": "vllm:inter_token_latency_seconds",
     "ling_time_per_output_token_seconds": "vllm:request_time_per_output_token_seconds",
     "ling_request_seconds": "vllm:e2e_request_latency_seconds",
+    "ling_queue_seconds": "vllm:request_queue_time_seconds",
+    "ling_prefill_seconds": "vllm:request_prefill_time_seconds",
     "ling_decode_seconds": "vllm:request_decode_time_seconds",
+    "ling_inference_seconds": "vllm:request_inference_time_seconds",
+    "ling_request_prompt_tokens": "vllm:request_prompt_tokens",
+    "ling_request_max_tokens": "vllm:request_params_max_tokens",
+    "ling_request_choices": "vllm:request_params_n",
+    "ling_answer_tokens": "vllm:request_generation_tokens",
     "ling_answers": "vllm:request_success",
     "ling_refused_requests": "vllm:admission_rejections",
 }
@@ -67,20 +78,22 @@ class Metrics:
 
     def __init__(self, engine: EngineLoop, model: str, *, vllm: bool) -> None:
         self._registry = registry = CollectorRegistry()  # the library's own is global, and says what Python runs on
-        self.first_token = Histogram(
-            "ling_time_to_first_token_seconds", "From arrival to the first token.", buckets=_LONG, registry=registry
-        )
-        self.inter_token = Histogram(
-            "ling_inter_token_seconds", "Between tokens of an answer.", buckets=_SHORT, registry=registry
-        )
-        self.per_token = Histogram(
-            "ling_time_per_output_token_seconds", "The same, averaged over an answer.", buckets=_SHORT,
-            registry=registry,
-        )  # fmt: skip
-        self.decode = Histogram(
-            "ling_decode_seconds", "From the first token to the last.", buckets=_LONG, registry=registry
-        )
-        self.request = Histogram("ling_request_seconds", "From arrival to the end.", buckets=_LONG, registry=registry)
+
+        def histogram(name: str, what: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"ling_{name}", what, buckets=buckets, registry=registry)
+
+        self.first_token = histogram("time_to_first_token_seconds", "From arrival to the first token.", _LONG)
+        self.inter_token = histogram("inter_token_seconds", "Between tokens of an answer.", _SHORT)
+        self.per_token = histogram("time_per_output_token_seconds", "The same, averaged over an answer.", _SHORT)
+        self.queue = histogram("queue_seconds", "Of an answer, from the engine's queue to its first step.", _LONG)
+        self.prefill = histogram("prefill_seconds", "From an answer's first step to its first token.", _LONG)
+        self.decode = histogram("decode_seconds", "From the first token to the last.", _LONG)
+        self.inference = histogram("inference_seconds", "From an answer's first step to its last token.", _LONG)
+        self.request = histogram("request_seconds", "From arrival to the end.", _LONG)
+        self.prompt_tokens = histogram("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self.max_tokens = histogram("request_max_tokens", "Most tokens that an answer may have.", _TOKENS)
+        self.choices = histogram("request_choices", "Answers asked for to a prompt.", _ANSWERS)
+        self.answer_tokens = histogram("answer_tokens", "Tokens of an answer.", _TOKENS)
         self.answers = Counter("ling_answers", "Answers given.", ["finished_reason"], registry=registry)
         self.aborted = Counter(
             "ling_aborted_requests", "Requests given up: client gone, deadline, failure.", registry=registry
@@ -89,6 +102,14 @@ class Metrics:
         registry.register(_EngineReadings(engine.engine, model if vllm else None))
         self._shown = CollectorRegistry()
         self._shown.register(_Shown(registry, model if vllm else None))
+
+    def asked(self, prompts: Sequence[Prompt], params: SamplingParams) -> None:
+        """Count requests that the engine has taken."""
+        for prompt in prompts:
+            self.prompt_tokens.observe(len(prompt.ids))
+            self.choices.observe(params.n)
+            if params.max_tokens is not None:
+                self.max_tokens.observe(params.max_tokens)
 
     def text(self) -> bytes:
         return generate_latest(self._shown)
@@ -142,42 +163,3 @@ def _copy(metric: Metric, name: str, labels: dict[str, str]) -> Metric:
         if not sample.name.endswith("_created"):
             copy.add_sample(name + sample.name.removeprefix(metric.name), {**sample.labels, **labels}, sample.value)
     return copy
-
-
-@dataclass(slots=True)
-class RequestTimes:
-    """Clock of one HTTP request; its answers' tokens report here."""
-
-    metrics: Metrics
-    arrived: float = field(default_factory=time.monotonic)
-    _first: dict[tuple[str, int], float] = field(default_factory=dict)
-    _last: dict[tuple[str, int], float] = field(default_factory=dict)
-    _counts: dict[tuple[str, int], int] = field(default_factory=dict)
-    _ended: bool = False
-
-    def saw(self, delta: Delta, now: float) -> None:
-        key, count = (delta.request_id, delta.index), len(delta.token_ids)
-        if count:
-            if key not in self._first:
-                self._first[key] = now
-                self.metrics.first_token.observe(now - self.arrived)
-            else:
-                for _ in range(count):  # tokens of one step share its time
-                    self.metrics.inter_token.observe((now - self._last[key]) / count)
-            self._last[key] = now
-            self._counts[key] = self._counts.get(key, 0) + count
-        if delta.finish_reason is not None:
-            self.metrics.answers.labels(delta.finish_reason).inc()
-            if (tokens := self._counts.get(key, 0)) > 1:
-                decode = now - self._first[key]
-                self.metrics.decode.observe(decode)
-                self.metrics.per_token.observe(decode / (tokens - 1))
-
-    def ended(self, *, finished: bool) -> None:
-        """The request is over; only the first call counts."""
-        if self._ended:
-            return
-        self._ended = True
-        self.metrics.request.observe(time.monotonic() - self.arrived)
-        if not finished:
-            self.metrics.aborted.inc()

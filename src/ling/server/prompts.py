@@ -1,6 +1,6 @@
 """Requests to token ids. Called in a worker thread: long texts take a while."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def completion_prompts(tokenizer: Tokenizer, request: CompletionRequest) -> list
     for prompt in prompts:
         if not prompt.ids:
             raise ApiError("prompt must not be empty", param="prompt")
-        check_ids(tokenizer, prompt.ids, "prompt")
+        check_ids(tokenizer.vocab_size, prompt.ids, "prompt")
     return prompts
 
 
@@ -75,10 +75,10 @@ def _texts(prompt: Any) -> list[str]:
     return [text for text in _several(prompt) if isinstance(text, str)]
 
 
-def check_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> None:
+def check_ids(vocab_size: int, ids: Collection[int], param: str) -> None:
     """Refuse ids that are not in the vocabulary."""
-    if ids and (largest := max(ids)) >= tokenizer.vocab_size:
-        raise ApiError(f"token id {largest} is beyond the vocabulary of {tokenizer.vocab_size}", param=param)
+    if ids and (largest := max(ids)) >= vocab_size:
+        raise ApiError(f"token id {largest} is beyond the vocabulary of {vocab_size}", param=param)
 
 
 def _thinking(options: TemplateOptions | None) -> Any:

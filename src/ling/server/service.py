@@ -13,7 +13,7 @@ from ling.engine.request import SamplingParams
 from ling.server.constraints import constraint_of
 from ling.server.errors import ApiError
 from ling.server.metrics import Metrics
-from ling.server.prompts import Prompt, check_judged, smallest_length
+from ling.server.prompts import Prompt, check_ids, check_judged, smallest_length
 from ling.server.sampling import SamplingDefaults, sampling_params
 from ling.server.schema import ChatRequest, CompletionRequest
 from ling.server.settings import ServerSettings
@@ -44,7 +44,8 @@ class Service:
         self.workers = ThreadPoolExecutor(max(4, min(16, os.cpu_count() or 1)), "server")
         """Parse, render, tokenise and compile beside the event loop."""
         self._longest_token = max(len(self.tokenizer.token_bytes(id)) for id in range(self.tokenizer.vocab_size))
-        self._compiler = GrammarCompiler(self.tokenizer, engine.engine.model.config.vocab_size)
+        self._vocab_size = engine.engine.model.config.vocab_size
+        self._compiler = GrammarCompiler(self.tokenizer, self._vocab_size)
 
     def name_of(self, asked: str) -> str:
         """Return what an answer calls the model. Raises ApiError unless it is this one."""
@@ -69,6 +70,8 @@ class Service:
             raise self._too_long(str(length))
         check_judged(request, prompts)
         params = sampling_params(request, self.defaults, room=room, structured_outputs=constraint)
+        for name in ("logit_bias", "stop_token_ids"):  # the engine's own check does not say which
+            check_ids(self._vocab_size, getattr(params, name), name)
         for prompt in prompts:
             self.engine.engine.check(prompt.ids, params)
         grammar = None if constraint is None else self._compiler.compile(constraint)

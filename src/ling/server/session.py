@@ -10,8 +10,9 @@ from typing import Any
 
 from ling.engine.loop import EngineLoop
 from ling.engine.request import Delta, SamplingParams
+from ling.engine.stats import RequestStats
 from ling.server.errors import ApiError
-from ling.server.metrics import RequestTimes
+from ling.server.times import RequestTimes
 
 
 class Session:
@@ -22,6 +23,7 @@ class Session:
         self._events = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Delta] = asyncio.Queue()
         self._prompts: dict[str, int] = {}
+        self._stats: dict[str, RequestStats] = {}
         self._left = 0
 
     def submit(
@@ -31,8 +33,8 @@ class Session:
         try:
             for index, prompt in enumerate(prompts):
                 id = f"{self._request_id}-{index}"
-                self._engine.submit(id, prompt, params, self._deliver, grammar=grammar, salt=salt)
-                self._prompts[id] = index
+                stats = self._engine.submit(id, prompt, params, self._deliver, grammar=grammar, salt=salt)
+                self._prompts[id], self._stats[id] = index, stats
                 self._left += params.n
         except BaseException:
             self.close()
@@ -45,7 +47,7 @@ class Session:
         """
         while self._left:
             delta = await self._queue.get()
-            self._times.saw(delta, time.monotonic())
+            self._times.saw(delta, self._stats[delta.request_id], time.monotonic())
             if delta.finish_reason is not None:
                 self._left -= 1
             if delta.finish_reason == "error":
@@ -53,6 +55,13 @@ class Session:
             if delta.finish_reason == "abort":
                 raise ApiError("the server is shutting down", status=503, code="unavailable", retry_seconds=10)
             yield self._prompts[delta.request_id], delta
+
+    def drafts(self) -> dict[str, int] | None:
+        """Return how many tokens were drafted and accepted so far; None: the engine does not draft."""
+        if self._engine.engine.drafting == "none":
+            return None
+        every = self._stats.values()
+        return {"drafted": sum(s.drafted for s in every), "accepted": sum(s.accepted for s in every)}
 
     def close(self) -> None:
         """Abort what still runs."""

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from ling.cli.serve.flags import all_flags
 from ling.cli.serve.translate import drafting, origins
-from ling.engine.build import check_quantization
+from ling.engine.build import packed_weights
 from ling.errors import ConfigError
 
 _PROGRAMS = {"vllm": "vLLM", "sglang": "SGLang"}
@@ -85,8 +86,10 @@ def translated(program: str, options: Any) -> list[str]:
         theirs = flag.vllm if program == "vllm" else flag.sglang
         if theirs is None:
             raise ConfigError(f"{flag.spellings[0]} is for ling's own engine; {_PROGRAMS[program]} has no such flag")
+        if flag.name == "shutdown_timeout":
+            value = math.ceil(value)  # others take whole seconds
         flags += [theirs, str(value)]
-    check_quantization("--quantization", options.quantization)
+    packed_weights("--quantization", options.quantization)
     if options.quantization not in (None, "fp8"):
         raise ConfigError(f"--quantization {options.quantization} is for ling's own engine; use fp8, or leave it out")
     return [*flags, *(_for_vllm(options) if program == "vllm" else _for_sglang(options))]
@@ -101,7 +104,7 @@ def _for_vllm(options: Any) -> list[str]:
     if allowed := origins(options):
         flags += ["--allowed-origins", json.dumps(allowed)]
     if options.kv_cache_dtype != "auto":
-        flags += ["--kv-cache-dtype", options.kv_cache_dtype]
+        flags += ["--kv-cache-dtype", "bfloat16" if options.kv_cache_dtype == "bf16" else options.kv_cache_dtype]
     if not options.enable_prefix_caching:
         flags.append("--no-enable-prefix-caching")
     if options.attention_backend:
@@ -128,7 +131,10 @@ def _for_sglang(options: Any) -> list[str]:
     if options.allowed_origins:
         raise ConfigError("--allowed-origins: SGLang allows every origin and cannot be told otherwise")
     if options.kv_cache_dtype != "auto":
-        flags += ["--kv-cache-dtype", "fp8_e4m3"]
+        theirs = {"fp8": "fp8_e4m3", "fp8_e4m3": "fp8_e4m3", "bfloat16": "bf16", "bf16": "bf16"}
+        if options.kv_cache_dtype not in theirs:
+            raise ConfigError(f"--kv-cache-dtype {options.kv_cache_dtype}: SGLang knows auto, bfloat16 and fp8")
+        flags += ["--kv-cache-dtype", theirs[options.kv_cache_dtype]]
     for given, flag in (
         (not options.enable_prefix_caching, "--disable-radix-cache"),
         (options.batch_invariant, "--enable-deterministic-inference"),

@@ -40,9 +40,9 @@ ADDRESS = (
     Flag(name="host", default="127.0.0.1", help="Address to listen at; 0.0.0.0: all of this machine's.",
          vllm="--host", sglang="--host"),
     Flag(name="port", kind=int, default=8000, help="0: one that is free.", vllm="--port", sglang="--port"),
-    Flag(name="served_model_name", kind=list[str], help="What clients call the model; may be repeated. `auto` always "
-         "works.", translated=True),
-    Flag(name="api_key", kind=list[str], help="Key that clients must send; may be repeated.", translated=True),
+    Flag(name="served_model_name", kind=list[str], help="What clients call the model; several, or repeated. `auto` "
+         "always works.", translated=True),
+    Flag(name="api_key", kind=list[str], help="Key that clients must send; several, or repeated.", translated=True),
     Flag(name="api_key_file", help="File with a key per line."),
     Flag(name="allowed_origins", kind=list[str], help="Web origins that may ask, or a JSON list of them; * for any.",
          translated=True),
@@ -52,7 +52,8 @@ ADDRESS = (
 MODEL = (
     Flag(name="dtype", default="auto", help="auto, float32, bfloat16 or float16.", vllm="--dtype", sglang="--dtype"),
     Flag(name="quantization", help="fp8: keep FP8 weights as stored; int8 or int4: pack every matrix as it "
-         "is read; mixed: to 4 bits, the head to 8; left out: values.", translated=True),
+         "is read; mixed: to 4 bits, the head to 8; int4,head=int8 and the like: by kind; left out: values.",
+         translated=True),
     Flag(name="threads", kind=int, help="Of a CPU; left out: one for each core that may be used."),
     Flag(name="weight_pages", default="mapped", help="Of a prepared checkpoint: mapped from the page cache, copied "
          "into huge pages, or locked."),
@@ -81,7 +82,7 @@ LIMITS = (
     Flag(name="gpu_memory_utilization", kind=float, also=("--mem-fraction-static",), help="Share of a GPU's memory "
          "for weights and cache.", vllm="--gpu-memory-utilization", sglang="--mem-fraction-static"),
     Flag(name="kv_cache_gib", kind=float, help="Memory of the cache in GiB; left out: chosen."),
-    Flag(name="kv_cache_dtype", default="auto", help="auto or fp8.", translated=True),
+    Flag(name="kv_cache_dtype", default="auto", help="auto, bfloat16, float16 or fp8.", translated=True),
     Flag(name="block_size", kind=int, default=16, also=("--page-size",), help="Tokens of a block of the cache.",
          vllm="--block-size", sglang="--page-size"),
     Flag(name="enable_prefix_caching", kind=bool, default=True,

@@ -9,7 +9,7 @@ import torch
 
 from ling.checkpoint.pages import check_page_mode
 from ling.cli.serve.translate import engine_config, json_object, server_settings
-from ling.engine.build import build, check_quantization, describe, load
+from ling.engine.build import build, check_overrides, describe, device_of, dtype_of, load, packed_weights
 from ling.engine.bundled import bundled_directory
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
@@ -20,10 +20,6 @@ from ling.server.run import bind, run
 from ling.server.sampling import SamplingDefaults
 from ling.server.service import Service
 
-_DTYPES = {
-    "auto": None, "float32": torch.float32, "float": torch.float32, "bfloat16": torch.bfloat16,
-    "float16": torch.float16, "half": torch.float16,
-}  # fmt: skip
 _BUNDLED = "ling-bundled"
 
 Say = Callable[[str], None]
@@ -33,9 +29,11 @@ def start(options: Any, *, name: str | None, resolve: Callable[[str | None], Pat
     """Check everything that costs nothing, load the model, and serve until a signal."""
     settings = server_settings(options, name=_called(name))
     engine_config(options)
-    dtype = options.dtype
-    if dtype not in _DTYPES:
-        raise ConfigError(f"--dtype {dtype} is not known; use auto, float32, bfloat16 or float16")
+    dtype_of("--dtype", options.dtype)
+    device_of("--device", options.device)
+    packed_weights("--quantization", options.quantization)
+    check_page_mode("--weight-pages", options.weight_pages)
+    check_overrides("--hf-overrides", _overrides(options))
     share = options.gpu_memory_utilization
     if share is not None and not 0 < share <= 1:
         raise ConfigError(f"--gpu-memory-utilization must lie in (0, 1], got {share:g}")
@@ -69,26 +67,18 @@ def _called(name: str | None) -> str:
 
 
 def _open(options: Any, directory: Path, say: Say) -> Engine:
-    device = _device(options.device)
+    device = device_of("--device", options.device)
     few = 1 if directory == bundled_directory() else None  # its tensors are too small to share
     say(set_threads(options.threads if options.threads is not None else few))
-    overrides = json_object("--hf-overrides", options.hf_overrides) if options.hf_overrides else None
-    check_quantization("--quantization", options.quantization)
     model, tokenizer = load(
-        directory, dtype=_DTYPES[options.dtype], quantization=options.quantization,
-        hf_overrides=overrides, device=device, pages=check_page_mode("--weight-pages", options.weight_pages),
+        directory, dtype=dtype_of("--dtype", options.dtype), quantization=options.quantization,
+        hf_overrides=_overrides(options), device=device, pages=check_page_mode("--weight-pages", options.weight_pages),
     )  # fmt: skip
     return build(model, tokenizer, engine_config(options, kv_cache_gib=_share(options, device, say)))
 
 
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if asked not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {asked} is not known; use cpu, cuda or auto")
-    if asked == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: this machine has no GPU that torch can use")
-    return torch.device(asked)
+def _overrides(options: Any) -> dict[str, Any] | None:
+    return json_object("--hf-overrides", options.hf_overrides) if options.hf_overrides else None
 
 
 def _share(options: Any, device: torch.device, say: Say) -> float | None:

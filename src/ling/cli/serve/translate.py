@@ -2,9 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from ling.config.engine import EngineConfig
+from ling.config.engine import CacheDtype, EngineConfig
 from ling.errors import ConfigError
 from ling.server.settings import ServerSettings
 
@@ -66,9 +66,10 @@ def _from_config(tree: dict[str, Any]) -> dict[str, Any]:
 
 def engine_config(options: Any, *, kv_cache_gib: float | None = None) -> EngineConfig:
     """kv_cache_gib  what a share of a GPU's memory came to"""
-    kinds = {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"}
+    kinds = {name: name for name in get_args(CacheDtype)} | {"fp8_e4m3": "fp8", "bf16": "bfloat16"}
     if options.kv_cache_dtype not in kinds:
-        raise ConfigError(f"--kv-cache-dtype {options.kv_cache_dtype} is not known; use auto or fp8")
+        *names, last = get_args(CacheDtype)
+        raise ConfigError(f"--kv-cache-dtype {options.kv_cache_dtype} is not known; use {', '.join(names)} or {last}")
     gib = options.kv_cache_gib if options.kv_cache_gib is not None else kv_cache_gib
     return EngineConfig(
         max_model_len=options.max_model_len or 0,

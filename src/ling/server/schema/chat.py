@@ -28,7 +28,7 @@ class ResponseFormat(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            refuse("json_schema goes with type json_schema, and only with it")
+            refuse("json_schema goes with type json_schema, and only with it", field="json_schema")
         return self
 
 
@@ -57,18 +57,18 @@ class ChatRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            refuse("max_tokens and max_completion_tokens are two names of one limit; give one of them")
+            refuse("max_tokens and max_completion_tokens are two names of one limit; give one", field="max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
-            refuse("top_logprobs needs logprobs true")
+            refuse("top_logprobs needs logprobs true", field="top_logprobs")
         if self.stream_options is not None and not self.stream:
-            refuse("stream_options needs stream true")
+            refuse("stream_options needs stream true", field="stream_options")
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):
-            refuse("two of the tools have the same name")
+            refuse("two of the tools have the same name", field="tools")
         if self.tool_choice not in (None, "none") and not self.tools:
-            refuse("tool_choice needs tools")
+            refuse("tool_choice needs tools", field="tool_choice")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            refuse("tool_choice names a function that is not among the tools")
+            refuse("tool_choice names a function that is not among the tools", field="tool_choice")
         return self
 
     @property

@@ -32,7 +32,7 @@ class CompletionRequest(GenerationRequest):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_tokens == 0 and not self.echo:
-            refuse("max_tokens 0 asks for nothing, except with echo true")
+            refuse("max_tokens 0 asks for nothing, except with echo true", field="max_tokens")
         if self.stream_options is not None and not self.stream:
-            refuse("stream_options needs stream true")
+            refuse("stream_options needs stream true", field="stream_options")
         return self

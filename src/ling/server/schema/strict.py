@@ -36,14 +36,17 @@ def validate(model: type[Model], body: object) -> Model:
         return model.model_validate(given)
     except ValidationError as error:
         # What is not supported at all is said first: the rest may be its consequence.
-        mistakes = error.errors(include_url=False, include_input=False, include_context=False)
+        mistakes = error.errors(include_url=False, include_input=False)
         mistakes.sort(key=lambda mistake: mistake["type"] != "extra_forbidden")
         raise _explain(_meant(mistakes), model) from None
 
 
-def refuse(message: str, **values: Any) -> NoReturn:
-    """Fail a validator with `message`, in which {} stand for `values`."""
-    raise PydanticCustomError("refused", message, values)
+def refuse(message: str, *, field: str | None = None, **values: Any) -> NoReturn:
+    """Fail a validator with `message`, in which {} stand for `values`.
+
+    field  of the object that is checked: the one to change
+    """
+    raise PydanticCustomError("refused", message, {**values, "field": field})
 
 
 def _meant(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -57,6 +60,8 @@ def _meant(mistakes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 def _explain(mistake: Mapping[str, Any], model: type[Strict]) -> ApiError:
     path = mistake["loc"]
+    if mistake["type"] == "refused" and (field := mistake["ctx"]["field"]) is not None:
+        path = (*path, field)
     param = spell(path)
     if mistake["type"] != "extra_forbidden":
         message = mistake["msg"][:1].lower() + mistake["msg"][1:]

@@ -25,9 +25,10 @@ class TokenizeRequest(Strict):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
-            refuse("give either a prompt or messages")
+            refuse("give either a prompt or messages", field="prompt")
         if self.prompt is not None and (self.tools or self.chat_template_kwargs):
-            refuse("tools and chat_template_kwargs go with messages")
+            given = "tools" if self.tools else "chat_template_kwargs"
+            refuse("tools and chat_template_kwargs go with messages", field=given)
         return self
 
 
