@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from ling.errors import ConfigError
 
-CacheDtype = Literal["auto", "fp8"]
+CacheDtype = Literal["auto", "bfloat16", "float16", "fp8"]
 Drafting = Literal["auto", "mtp", "ngram", "none"]
 
 _WHOLE = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_queued", "block_size", "num_blocks",
@@ -33,7 +33,7 @@ class EngineConfig:
     kv_cache_gib: float = 0.0
     """Memory of keys and values in GiB; 0: a share of what is free, at most what `max_num_seqs` can use."""
     kv_cache_dtype: CacheDtype = "auto"
-    """`auto`: what activations are; `fp8`: E4M3 with one scale per token and head."""
+    """`auto`: what activations are; `fp8`: E4M3 with one scale per token and head. All but `auto` are rounded to."""
     enable_prefix_caching: bool = True
     """Keep finished blocks and give them to requests that begin alike."""
     drafting: Drafting = "auto"

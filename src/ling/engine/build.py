@@ -17,6 +17,7 @@ from ling.config.engine import EngineConfig
 from ling.config.published import PUBLISHED_KEYS
 from ling.engine.core import Engine
 from ling.engine.invariance import probe
+from ling.engine.sizing import held_dtype
 from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.linear import Linear
@@ -161,7 +162,8 @@ def describe(engine: Engine) -> list[str]:
     else:
         how = "chosen each step" if config.adaptive_drafts else "always"
         drafting = f"{engine.drafting}, up to {config.num_speculative_tokens} tokens, {how}"
-    held = "fp8 with a scale per token and head" if config.kv_cache_dtype == "fp8" else str(sizes.dtype)[6:]
+    kept = held_dtype(config, sizes.dtype)
+    held = "fp8 with a scale per token and head" if kept == torch.float8_e4m3fn else str(kept)[6:]
     invariance = "off" if not config.batch_invariant else "on, by padding, probed" if engine.runner.pads else "on"
     return [
         f"weights: {_weight_format(engine.model)}, computed in {str(sizes.dtype)[6:]} on {sizes.device}, "

@@ -23,8 +23,8 @@ _WORTH_A_CALL = 4096
 class PagedCache:
     """Keys and values of every stored layer (MTP layers included), in `num_blocks` blocks and a spare one for padding.
 
-    dtype      of keys and values, or of what codes are turned into
-    fp8        hold E4M3 codes with one scale per token and head
+    dtype      of activations
+    held       of keys and values, float8_e4m3fn for codes with one scale per token and head; None: dtype
     """
 
     def __init__(
@@ -35,14 +35,15 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device,
         *,
-        fp8: bool = False,
+        held: torch.dtype | None = None,
     ) -> None:
         self.block_size = block_size
         self.device = device
         self.dtype = dtype
         self.spare_slot = num_blocks * block_size
         shape = (model.num_stored_layers, num_blocks + 1, block_size, model.num_key_value_heads)
-        held = torch.float8_e4m3fn if fp8 else dtype
+        held = dtype if held is None else held
+        fp8 = held == torch.float8_e4m3fn
         self.keys = torch.zeros(*shape, model.head_dim, dtype=held, device=device)
         self.values = torch.zeros(*shape, model.head_dim, dtype=held, device=device)
         self.key_scale = torch.zeros(shape, device=device) if fp8 else None

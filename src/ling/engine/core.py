@@ -24,7 +24,7 @@ from ling.engine.runner import Runner
 from ling.engine.sampler import derive_seed
 from ling.engine.scheduler import Scheduler
 from ling.engine.sequence import Sequence
-from ling.engine.sizing import Sizes, choose_sizes, draft_method
+from ling.engine.sizing import Sizes, choose_sizes, draft_method, held_dtype
 from ling.engine.speculative import MtpDrafter, count_accepted, keep_hidden, propose_from_text
 from ling.engine.stats import EngineStats
 from ling.engine.text import AnswerText
@@ -72,7 +72,7 @@ class Engine:
             self.config.block_size,
             self.sizes.dtype,
             self.sizes.device,
-            fp8=self.config.kv_cache_dtype == "fp8",
+            held=held_dtype(self.config, self.sizes.dtype),
         )
         lookahead = most if self.drafting == "mtp" else 0
         longest = self.sizes.max_model_len + lookahead + 1

@@ -63,10 +63,16 @@ def choose_sizes(model: CausalLM, tokenizer: Tokenizer, config: EngineConfig) ->
 
 def bytes_per_block(model: ModelConfig, config: EngineConfig, dtype: torch.dtype) -> int:
     """Return the bytes of one block over all stored layers."""
-    channel = 1 if config.kv_cache_dtype == "fp8" else dtype.itemsize
-    scale = 4 if config.kv_cache_dtype == "fp8" else 0
-    per_head = model.head_dim * channel + scale
+    held = held_dtype(config, dtype)
+    per_head = model.head_dim * held.itemsize + (4 if held == torch.float8_e4m3fn else 0)
     return 2 * model.num_stored_layers * config.block_size * model.num_key_value_heads * per_head
+
+
+def held_dtype(config: EngineConfig, dtype: torch.dtype) -> torch.dtype:
+    """Return what keys and values of activations in `dtype` are held as."""
+    return {"auto": dtype, "float16": torch.float16, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}[
+        config.kv_cache_dtype
+    ]
 
 
 def draft_method(model: ModelConfig, config: EngineConfig) -> Literal["mtp", "ngram", "none"]:

@@ -17,7 +17,7 @@ class BlockStore(NamedTuple):
     """Keys and values of one layer, in blocks of P tokens; E4M3 codes where there are scales."""
 
     keys: Tensor
-    """(blocks, P, K, D)."""
+    """(blocks, P, K, D), in a type of their own: activations are rounded to it when they are written."""
     values: Tensor
     key_scale: Tensor | None = None
     """(blocks, P, K) float32, what codes are multiplied by."""
@@ -124,4 +124,4 @@ def gather(store: BlockStore, held: HeldBlocks, dtype: torch.dtype) -> tuple[Ten
     if store.key_scale is not None and store.value_scale is not None:
         keys = keys.to(dtype) * pick(store.key_scale)[..., None].to(dtype)
         values = values.to(dtype) * pick(store.value_scale)[..., None].to(dtype)
-    return keys, values
+    return keys.to(dtype), values.to(dtype)

@@ -25,19 +25,6 @@ def why_not(
     return paged_attention.why_not(q, store, rows, held) or lib.why_not_values(k) or lib.why_not_values(v)
 
 
-def rather_not(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    flat: "BlockStore",
-    slots: Tensor,
-    store: "BlockStore",
-    rows: Ragged,
-    held: "HeldBlocks",
-) -> str | None:
-    return paged_attention.rather_not(q, store, rows, held)
-
-
 def forward(
     q: Tensor,
     k: Tensor,

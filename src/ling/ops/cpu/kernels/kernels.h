@@ -21,6 +21,7 @@
 
 enum { TILE = 16, GROUP = 32 };
 enum { FLOAT32 = 0, INT8 = 1, INT4 = 2 };
+enum { HELD_FLOAT32 = 0, HELD_FLOAT16 = 1, HELD_BFLOAT16 = 2, HELD_E4M3 = 3 }; /* what a cache holds */
 
 /* A matrix, or a stack of them that each begin with a tile of their own. */
 typedef struct {
@@ -72,12 +73,14 @@ typedef struct {
 } Heads;
 
 typedef struct {
-    float *keys, *values;       /* (blocks, P, K, D) */
+    void *keys, *values;        /* (blocks, P, K, D) of `kind` */
     const float *k, *v;         /* (N, K, D) of the new rows, to be written first; NULL: they are there */
     const int64_t *slots;       /* (N,) where they go: block * P + place in it */
     const int64_t *tables;      /* (B, T) */
     const int64_t *spans;       /* (B, 3): new rows, tokens held, the first that is seen */
     int64_t B, T, P, A, K, D;
+    int64_t kind;
+    float *key_scales, *value_scales; /* (blocks, P, K) of codes, what they are multiplied by */
 } Paged;
 
 /* All return 0, or 1 where memory ran out. */

@@ -13,6 +13,8 @@
 #include "linear.h"
 #include "moe.h"
 #include "norm.h"
+#include "held.h"
+#include "attention_piece.h"
 #include "attention.h"
 #include "pack.h"
 
