@@ -10,6 +10,8 @@ REQUEST.json holds `model` and `out` (a directory) and any of:
     keys      metadata to read back
     quantize  {"type", "columns", "values"}: a file of float32 values, packed by ggml to out/packed, and unpacked again
               to out/unpacked.f32
+    requantize {"source", "target", "threads"}: a GGUF file as llama.cpp's own quantiser makes Q4_0 of it; what is
+              Q4_0 already is copied
 
 Answers go to out/answers.json. The structures are those of llama.h and ggml.h at b11434.
 """
@@ -23,6 +25,8 @@ from typing import Any
 
 TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 8, "BF16": 30}
 F32_CACHE = TYPES["F32"]
+MOSTLY_Q4_0 = 2
+"""Of llama.h's file types."""
 TEXT_BYTES = 1 << 16
 
 
@@ -64,6 +68,14 @@ class ChatMessage(c.Structure):
     _fields_ = (("role", c.c_char_p), ("content", c.c_char_p))
 
 
+class QuantizeParams(c.Structure):
+    _fields_ = (
+        ("nthread", c.c_int32), ("ftype", c.c_int), ("output_tensor_type", c.c_int), ("token_embedding_type", c.c_int),
+        ("allow_requantize", c.c_bool), ("quantize_output_tensor", c.c_bool), ("only_copy", c.c_bool),
+        ("pure", c.c_bool), ("keep_split", c.c_bool), ("dry_run", c.c_bool), ("others", c.c_void_p * 4),
+    )  # fmt: skip
+
+
 class TypeTraits(c.Structure):
     _fields_ = (
         ("type_name", c.c_char_p), ("blck_size", c.c_int64), ("blck_size_interleave", c.c_int64),
@@ -78,6 +90,8 @@ def main(request: dict[str, Any]) -> None:
     answers: dict[str, Any] = {}
     if (packing := request.get("quantize")) is not None:
         quantize(ggml, packing, out)
+    if (asked := request.get("requantize")) is not None:
+        requantize(llama, asked)
     if "model" in request:
         answers = ask_model(llama, request, out)
     (out / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
@@ -184,6 +198,14 @@ def quantize(ggml: c.CDLL, asked: dict[str, Any], out: Path) -> None:
     unpacked = c.create_string_buffer(4 * count)
     traits.to_float(c.addressof(packed), c.addressof(unpacked), count)
     (out / "unpacked.f32").write_bytes(unpacked.raw)
+
+
+def requantize(llama: c.CDLL, asked: dict[str, Any]) -> None:
+    llama.llama_model_quantize_default_params.restype = QuantizeParams
+    params = llama.llama_model_quantize_default_params()
+    params.nthread, params.ftype, params.allow_requantize = asked["threads"], MOSTLY_Q4_0, True
+    source, target = asked["source"].encode(), asked["target"].encode()
+    assert llama.llama_model_quantize(source, target, c.byref(params)) == 0, "llama.cpp could not quantise it"
 
 
 if __name__ == "__main__":
