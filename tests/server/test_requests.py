@@ -1,8 +1,11 @@
 """What a request may say: every field is kept or refused by name."""
 
+import time
+
 import pytest
 
 from ling.server.errors import ApiError
+from ling.server.json_body import decode
 from ling.server.schema import ChatRequest, CompletionRequest, validate
 from ling.server.schema.refused import REFUSED
 
@@ -82,6 +85,59 @@ def test_a_tool_choice_that_is_no_tool_is_told_by_name():
     with pytest.raises(ApiError) as caught:
         validate(ChatRequest, {"messages": [USER], "tool_choice": {"type": "function", "function": {"name": "a b"}}})
     assert caught.value.param == "tool_choice.function.name"
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        ('{"prompt": "a", "prompt": "b"}', "prompt"),
+        ('{"prompt": "a", "logit_bias": {"5": 1, "5": -1}}', "5"),
+        ('{"prompt": "a", "metadata": {"a": "b", "\\u0061": "c"}}', "a"),
+        ('{"k": 1, "k": 1' + "0" * 4000 + "}", "k"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_since_readers_differ_on_which_counts(body, key):
+    with pytest.raises(ApiError, match=f"the body has the key {key} twice in one object"):
+        decode(body.encode())
+    assert decode(b'{"a": {"b": 1}, "b": [{"a": 2.5}, {"a": 3}]}') == {"a": {"b": 1}, "b": [{"a": 2.5}, {"a": 3}]}
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "n", "seed", "top_k", "min_tokens", "logprobs", "prompt_logprobs"])
+def test_a_number_of_any_size_is_refused_where_it_cannot_be_meant(live, field):
+    for number in (10**30, -(10**30), 10**4000, 2**63):
+        answer = live.post("/v1/completions", **{"prompt": "a", "max_tokens": 1, field: number})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, field), (field, number)
+
+
+def test_thousands_of_unknown_fields_are_told_by_the_first(live):
+    begin = time.monotonic()
+    error = live.ask(**{f"field{i}": None for i in range(30_000)}).json()["error"]
+    assert (error["param"], error["code"]) == ("field0", "unknown_parameter")
+    assert time.monotonic() - begin < 5
+
+
+def test_what_is_no_object_is_said_without_names_of_ours():
+    for field, value in (("messages", [None]), ("messages", [[]]), ("stream_options", 5), ("logit_bias", [1])):
+        with pytest.raises(ApiError, match=r"must be an object$"):
+            validate(ChatRequest, {"messages": [USER], field: value})
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"guided_regex": "(a)\\1"}, "guided_regex"),
+        ({"guided_json": {"type": "string", "minLength": 10**9}}, "guided_json"),
+        ({"structured_outputs": {"grammar": "start: start"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "http://x"}}}},
+         "response_format"),
+        ({"tools": [{**TOOL, "function": {"name": "f", "parameters": {"type": "string"}}}], "tool_choice": "required"},
+         "tools"),
+    ],
+)  # fmt: skip
+def test_a_form_that_cannot_be_kept_names_the_field_that_asks_for_it(live, extra, param):
+    answer = live.ask(**extra)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 def test_null_means_left_out_but_not_for_what_is_unknown():

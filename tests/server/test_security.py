@@ -4,9 +4,7 @@ Those of the checkpoint's files are guarded by tests/checkpoint, those of gramma
 """
 
 import ast
-import gzip
 import json
-import socket
 import time
 from pathlib import Path
 
@@ -137,116 +135,6 @@ def test_9_grammars_that_would_explode_are_refused_in_time(live):
         assert live.ask(**extra, max_tokens=4).status_code in (200, 400)
     assert time.monotonic() - begin < 20
     assert live.ask(max_tokens=1).status_code == 200
-
-
-def send(live, *pieces: bytes, pause: float = 0.0, wait: float = 3.0) -> bytes:
-    """Send raw bytes and return what comes back before the connection ends or `wait` is over."""
-    host, port = live.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=wait) as connection:
-        answer = b""
-        try:
-            for piece in pieces:
-                connection.sendall(piece)
-                time.sleep(pause)
-            while chunk := connection.recv(65536):
-                answer += chunk
-        except (TimeoutError, OSError):
-            pass
-        return answer
-
-
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first-key\r\n"
-JSON = b"Content-Type: application/json\r\n"
-
-
-def test_10_a_body_is_bounded_before_it_is_read_as_json(guarded):
-    assert guarded.post(messages=[{"role": "user", "content": "x" * 30_000}]).status_code == 413
-    said = send(guarded, HEAD + JSON + b"Content-Length: 999999999\r\n\r\n")
-    assert b" 413 " in said.split(b"\r\n")[0]
-    chunked = send(
-        guarded, HEAD + JSON + b"Transfer-Encoding: chunked\r\n\r\n", *[b"1000\r\n" + b"x" * 4096 + b"\r\n"] * 6
-    )
-    assert b" 413 " in chunked.split(b"\r\n")[0]  # fmt: skip
-
-
-def test_10_nothing_is_unpacked(guarded):
-    """A small body that becomes a large one would be bounded too late."""
-    for coding in ("gzip", "deflate", "br", "x" * 2000, "identity, gzip"):
-        answer = guarded.http.post(
-            "/v1/chat/completions", content=gzip.compress(json.dumps({"messages": MESSAGES}).encode()),
-            headers={"Content-Type": "application/json", "Content-Encoding": coding},
-        )  # fmt: skip
-        assert answer.status_code == 415, coding
-        assert "without Content-Encoding" in answer.json()["error"]["message"]
-    plain = guarded.http.post(
-        "/v1/chat/completions", json={"messages": MESSAGES}, headers={"Content-Encoding": "identity"}
-    )
-    assert plain.status_code == 200
-
-
-def test_10_headers_are_bounded(guarded):
-    many = guarded.http.get("/health", headers={f"x-{i}": "1" for i in range(80)})
-    assert many.status_code == 431
-    assert b" 400 " in send(guarded, b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 60_000)
-
-
-def test_10_what_is_no_http_gets_an_error_of_the_api(guarded):
-    for sent in (b"\x16\x03\x01\r\n\r\n", HEAD + b"Host: localhost\r\n\r\n",
-                 HEAD + JSON + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"):  # fmt: skip
-        head, _, body = send(guarded, sent).partition(b"\r\n\r\n")
-        assert b" 400 " in head.split(b"\r\n")[0]
-        assert b"content-type: application/json" in head.lower()
-        assert b'"type":"invalid_request_error"' in body
-
-
-def test_10_json_cannot_be_nested_without_end(live):
-    for body in ("[" * 100_000, '{"a":' * 100_000, '{"messages": ' + "[" * 5000 + "]" * 5000 + "}"):
-        answer = live.http.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-        assert answer.status_code == 400
-
-
-def test_10_a_request_that_dawdles_is_ended(guarded):
-    begin = time.monotonic()
-    assert send(guarded, b"GET /health HT") == b""
-    assert send(guarded) == b""
-    late = send(guarded, HEAD + JSON + b"Content-Length: 50\r\n\r\n{")
-    assert b" 408 " in late.split(b"\r\n")[0]
-    assert send(guarded, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he").count(b"HTTP/1.1") == 1
-    assert time.monotonic() - begin < 4
-
-
-def test_10_connections_are_bounded(guarded):
-    host, port = guarded.url.removeprefix("http://").split(":")
-    held = [socket.create_connection((host, int(port))) for _ in range(8)]
-    time.sleep(0.1)
-    try:
-        crowded = httpx.get(f"{guarded.url}/health")
-        assert (crowded.status_code, crowded.headers["retry-after"]) == (503, "1")
-        assert crowded.json()["error"]["type"] == "service_unavailable_error"
-    finally:
-        for connection in held:
-            connection.close()
-    time.sleep(0.1)
-    assert httpx.get(f"{guarded.url}/health").status_code == 200
-
-
-def test_10_a_client_that_takes_no_answer_is_cut_off(guarded, pretend):
-    """Closing alone would wait for it for ever, and connections are counted."""
-    pretend.answer = lambda id, n: [
-        Delta(request_id=id, index=0, text="x" * 20_000_000, token_ids=[1], finish_reason="stop")
-    ]
-    body = json.dumps({"messages": MESSAGES}).encode()
-    host, port = guarded.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(HEAD + JSON + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        connections = guarded.server.server_state.connections
-        deadline = time.monotonic() + 5
-        while not connections or not any(c.transport.get_write_buffer_size() for c in connections):
-            assert time.monotonic() < deadline, "no answer began"
-            time.sleep(0.01)
-        while connections:
-            assert time.monotonic() < deadline, "the connection is still held"
-            time.sleep(0.05)
 
 
 def routes(service):

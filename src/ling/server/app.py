@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -89,25 +90,25 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 
 
 async def tokenize(service: Service, request: Request) -> Response:
-    def work() -> dict[str, Any]:
+    def work() -> bytes:
         asked = read(request, TokenizeRequest)
         service.name_of(asked.model)
         tokenizer = service.tokenizer
         ids = chat_prompt(tokenizer, asked).ids if asked.prompt is None else tokenizer.encode(asked.prompt)
         spelt = [tokenizer.decode([id]) for id in ids] if asked.return_token_strs else None
-        return {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": spelt}
+        return to_json({"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids, "token_strs": spelt})
 
-    return JSONResponse(await in_worker(service, work))
+    return Response(await in_worker(service.tokenizing, work), media_type="application/json")
 
 
 async def detokenize(service: Service, request: Request) -> Response:
-    def work() -> dict[str, Any]:
+    def work() -> bytes:
         asked = read(request, DetokenizeRequest)
         service.name_of(asked.model)
         check_ids(service.tokenizer.vocab_size, asked.tokens, "tokens")
-        return {"prompt": service.tokenizer.decode(asked.tokens)}
+        return to_json({"prompt": service.tokenizer.decode(asked.tokens)})
 
-    return JSONResponse(await in_worker(service, work))
+    return Response(await in_worker(service.tokenizing, work), media_type="application/json")
 
 
 async def tokenizer_info(service: Service, request: Request) -> Response:

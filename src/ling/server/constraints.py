@@ -1,7 +1,11 @@
 """Which form an answer must have: response_format, structured_outputs or vLLM's guided_*, or calls of tools."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ling.engine.request import StructuredOutputsParams
 from ling.engine.tool_grammar import tool_call_grammar
+from ling.errors import RequestError
 from ling.server.errors import ApiError
 from ling.server.optional_calls import json_or_calls, optional_call_grammar
 from ling.server.schema import ChatRequest, GenerationRequest, NamedTool
@@ -28,6 +32,19 @@ def constraint_of(request: GenerationRequest) -> StructuredOutputsParams | None:
     if (either := json_or_calls(form, tools, parallel=parallel)) is None:
         raise ApiError(f"{name} and tools: beside calls, only JSON can be asked for", param=name)
     return either
+
+
+@contextmanager
+def naming_the_form(request: GenerationRequest) -> Iterator[None]:
+    """Name the field that asks for a form where the form is wrong: its own message is about the form alone."""
+    try:
+        yield
+    except RequestError as error:
+        forms = (*_GUIDED, "structured_outputs", "response_format")
+        given = [name for name in forms if getattr(request, name, None) is not None]
+        if isinstance(request, ChatRequest) and (request.must_call or not given):
+            given = ["tools"]
+        raise ApiError(str(error), param=given[0]) from None
 
 
 def _asked(request: GenerationRequest) -> list[tuple[str, StructuredOutputsParams]]:

@@ -7,9 +7,10 @@ client leaves, at whatever stage, the engine is told to forget the request.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,6 +18,7 @@ from ling.errors import QueueFullError
 from ling.server.chat import ChatAnswers
 from ling.server.completions import CompletionAnswers
 from ling.server.errors import ApiError, as_api_error
+from ling.server.json_body import decode
 from ling.server.prompts import chat_prompt, completion_prompts
 from ling.server.schema import ChatRequest, CompletionRequest, validate
 from ling.server.schema.strict import Model
@@ -69,17 +71,13 @@ def explain(service: Service, request: Request, error: Exception) -> ApiError:
     return told
 
 
-async def in_worker(service: Service, work: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(service.workers, work)
+async def in_worker(pool: Executor, work: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(pool, work)
 
 
 def read(request: Request, model: type[Model]) -> Model:
-    """Decode and check a body. Nesting ends at 200 levels, and NaN and half a surrogate pair are no JSON."""
-    try:
-        body = from_json(request.state.body, allow_inf_nan=False)
-    except ValueError as error:
-        raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from None
-    return validate(model, body)
+    """Decode and check a body."""
+    return validate(model, decode(request.state.body))
 
 
 async def chat(service: Service, request: Request) -> Response:
@@ -89,7 +87,7 @@ async def chat(service: Service, request: Request) -> Response:
         return asked, model, service.prepare(asked, lambda: [chat_prompt(service.tokenizer, asked)])
 
     times = RequestTimes(service.metrics)
-    asked, model, ready = await in_worker(service, prepare)
+    asked, model, ready = await in_worker(service.workers, prepare)
     session = _open(service, request, times)
     answers = ChatAnswers(
         asked, ready.prompts[0], service.tokenizer, id=request.state.request_id[4:], model=model, drafts=session.drafts
@@ -104,7 +102,7 @@ async def completions(service: Service, request: Request) -> Response:
         return asked, model, service.prepare(asked, lambda: completion_prompts(service.tokenizer, asked))
 
     times = RequestTimes(service.metrics)
-    asked, model, ready = await in_worker(service, prepare)
+    asked, model, ready = await in_worker(service.workers, prepare)
     session = _open(service, request, times)
     answers = CompletionAnswers(
         asked, ready.prompts, service.tokenizer, id=request.state.request_id[4:], model=model, drafts=session.drafts

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -93,10 +93,12 @@ class Guard:
             finally:
                 self._buffered -= reserved
 
-    def _check_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _check_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         sizes = [len(name) + len(value) for name, value in headers]
         if len(sizes) > self.settings.max_headers or sum(sizes) > self.settings.max_header_bytes:
             raise ApiError("the request has too many headers, or too long ones", status=431)
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:  # a proxy may read it otherwise
+            raise ApiError("the request says its length in two ways; send Content-Length or Transfer-Encoding")
 
     def _check_host(self, host: str) -> None:
         if self.settings.is_loopback and _without_port(host) not in self._hosts:

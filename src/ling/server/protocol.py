@@ -65,8 +65,10 @@ def protocol(settings: ServerSettings) -> type[H11Protocol]:
             await response(scope, receive, send)
 
         def _wait(self) -> None:
-            """Run the clock exactly while the headers of a request are awaited."""
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
+            """Run the clock exactly while headers are awaited, or the rest of a body that was answered already."""
+            answered = self.cycle is not None and self.cycle.response_complete
+            awaited = (h11.IDLE, h11.SEND_BODY) if answered else (h11.IDLE,)
+            if self.conn.their_state not in awaited or self.transport.is_closing():
                 self._stop_waiting()
             elif self._waiting is None:
                 self._waiting = self.loop.call_later(settings.read_seconds, self._give_up)

@@ -70,7 +70,8 @@ class Server(uvicorn.Server):
         draining = loop.run_in_executor(None, self._service.engine.stop, seconds)
         await super().shutdown(sockets)
         await draining
-        self._service.workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._service.workers, self._service.tokenizing):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def run(service: Service, taken: socket.socket, ready: Callable[[str], None] = lambda _: None) -> None:

@@ -10,13 +10,15 @@ from typing import Any
 from ling.engine.grammar import GrammarCompiler
 from ling.engine.loop import EngineLoop
 from ling.engine.request import SamplingParams
-from ling.server.constraints import constraint_of
+from ling.server.constraints import constraint_of, naming_the_form
 from ling.server.errors import ApiError
 from ling.server.metrics import Metrics
 from ling.server.prompts import Prompt, check_ids, check_judged, smallest_length
 from ling.server.sampling import SamplingDefaults, sampling_params
 from ling.server.schema import ChatRequest, CompletionRequest
 from ling.server.settings import ServerSettings
+
+_TOKENIZING = 2
 
 AUTO = "auto"
 """What published clients call whichever model is served."""
@@ -43,6 +45,8 @@ class Service:
         self.started = int(time.time())
         self.workers = ThreadPoolExecutor(max(4, min(16, os.cpu_count() or 1)), "server")
         """Parse, render, tokenise and compile beside the event loop."""
+        self.tokenizing = ThreadPoolExecutor(_TOKENIZING, "tokenize")
+        """The same for `/tokenize` and `/detokenize`: their texts may be as long as a body, and answers do not wait."""
         self._longest_token = max(len(self.tokenizer.token_bytes(id)) for id in range(self.tokenizer.vocab_size))
         self._vocab_size = engine.engine.model.config.vocab_size
         self._compiler = GrammarCompiler(self.tokenizer, self._vocab_size)
@@ -61,7 +65,8 @@ class Service:
 
     def prepare(self, request: ChatRequest | CompletionRequest, encode: Callable[[], Sequence[Prompt]]) -> Prepared:
         """Make a checked request ready, or say why the engine could never run it."""
-        constraint = constraint_of(request)
+        with naming_the_form(request):
+            constraint = constraint_of(request)
         if (least := smallest_length(request, self._longest_token)) >= self.max_model_len:
             raise self._too_long(f"more than {least}")
         prompts = encode()
@@ -74,7 +79,8 @@ class Service:
             check_ids(self._vocab_size, getattr(params, name), name)
         for prompt in prompts:
             self.engine.engine.check(prompt.ids, params)
-        grammar = None if constraint is None else self._compiler.compile(constraint)
+        with naming_the_form(request):
+            grammar = None if constraint is None else self._compiler.compile(constraint)
         return Prepared(prompts, params, grammar)
 
     def _too_long(self, tokens: str) -> ApiError:

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from ling.engine.request import MOST_LOGPROBS
-from ling.server.schema.generation import GenerationRequest
+from ling.server.schema.generation import MOST_TOKENS, GenerationRequest
 from ling.server.schema.strict import TokenId, refuse
 
 MOST_PROMPTS = 64
@@ -21,7 +21,7 @@ class CompletionRequest(GenerationRequest):
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_PROMPTS)]
     )
     """One text, several, the token ids of one, or of several."""
-    max_tokens: int | None = Field(16, ge=0)
+    max_tokens: int | None = Field(16, ge=0, le=MOST_TOKENS)
     """0: only with echo, to have the prompt judged."""
     echo: bool = False
     """Put the prompt before the answer, in its logprobs as well."""

@@ -72,9 +72,9 @@ class Message(Strict):
         allowed = {"assistant": {"tool_calls", "reasoning_content"}, "tool": {"tool_call_id", "name"}}
         for field in ("tool_calls", "reasoning_content", "tool_call_id", "name"):
             if getattr(self, field) is not None and field not in allowed.get(self.role, ()):
-                refuse("a {role} message has no {name}", field=field, role=self.role, name=field)
+                refuse("a message of the {role} has no {name}", field=field, role=self.role, name=field)
         if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.reasoning_content)):
-            refuse("a {role} message needs a content", field="content", role=self.role)
+            refuse("a message of the {role} needs a content", field="content", role=self.role)
         if self.role == "tool" and self.tool_call_id is None:
             refuse("a tool message needs the tool_call_id that it answers", field="tool_call_id")
         return self

@@ -31,7 +31,8 @@ def validate(model: type[Model], body: object) -> Model:
     if not isinstance(body, dict):
         raise ApiError(f"the body must be a JSON object, got {_JSON_NAMES[type(body)]}")
     known = {field.alias or name for name, field in model.model_fields.items()} | REFUSED.keys()
-    given = {name: value for name, value in body.items() if value is not None or name not in known}
+    stray = next((name for name in body if name not in known), None)  # the first is enough of thousands
+    given = {name: value for name, value in body.items() if (value is not None and name in known) or name == stray}
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -64,7 +65,8 @@ def _explain(mistake: Mapping[str, Any], model: type[Strict]) -> ApiError:
         path = (*path, field)
     param = spell(path)
     if mistake["type"] != "extra_forbidden":
-        message = mistake["msg"][:1].lower() + mistake["msg"][1:]
+        is_object = mistake["type"] in ("model_type", "dict_type")  # pydantic's message names our class
+        message = "must be an object" if is_object else mistake["msg"][:1].lower() + mistake["msg"][1:]
         return ApiError(f"{param}: {message}" if param else message, param=param or None)
     name = str(path[-1])[:LONGEST_NAME]
     if len(path) == 1 and name in REFUSED:
