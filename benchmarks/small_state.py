@@ -1,24 +1,27 @@
 """The trained model in the package, trained on at small learning rates: small states against float32 masters.
 
-    python -m benchmarks.small_state [--steps N] [--seeds N] [--arms NAME ...]
+    python -m benchmarks.small_state [--steps N] [--seeds N] [--arms NAME ...] [--workers N] [--runs FILE]
 
 From 3e-5 to 3e-6, a cosine, as continued pre-training does. Every arm holds bfloat16 weights and computes with them in
 float32, so that arms differ in nothing but how updates are kept. Losses are of documents that come after those trained
 on. Reported are the loss beside the masters', the share of their improvement that is lost, the share of weights that
 never changed, and bytes per parameter of weights and moments (gradients, which a trainer may release, do not count).
+Finished runs stay in a file: the same command goes on with what is missing.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import time
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.results import describe_machine, save
+from benchmarks.kept_runs import run_all
+from benchmarks.results import HERE, describe_machine, save
 from ling.checkpoint import load_model
 from ling.cli.demo.prepare import Prepared, prepare
 from ling.config.recipe import Recipe, load_recipe
@@ -40,6 +43,12 @@ ARMS: dict[str, dict[str, Any]] = {
 BASE = "float32 masters"
 BOUND_PERCENT = 0.25
 HELD_OUT_STEPS = 24
+CONTINUED = [
+    "optim.lr=3e-5", "optim.end_lr=3e-6", "optim.schedule=cosine", "optim.warmup_steps=0", "optim.beta2=0.95",
+    "optim.expert_bias_update_rate=1e-4", "train.average_last=0", "train.tokens_per_step=2048",
+    "data.dialogue_fraction=0.7",
+]  # fmt: skip
+"""Laid over the recipe of the model in the package."""
 
 
 class Through(torch.optim.Optimizer):
@@ -66,15 +75,18 @@ class Through(torch.optim.Optimizer):
 
 
 def recipe_of(seed: int, steps: int) -> Recipe:
-    overrides = [
-        "optim.lr=3e-5", "optim.end_lr=3e-6", "optim.schedule=cosine", "optim.warmup_steps=0", "optim.beta2=0.95",
-        "train.average_last=0", f"train.steps={steps}", "train.tokens_per_step=2048", f"train.seed={1000 + seed}",
-        "data.dialogue_fraction=0.7", "optim.expert_bias_update_rate=1e-4",
-    ]  # fmt: skip
-    return load_recipe(preset_name="demo", overrides=overrides)
+    run = [f"train.steps={steps}", f"train.seed={1000 + seed}"]
+    return load_recipe(preset_name="demo", overrides=[*CONTINUED, *run])
 
 
-def run(recipe: Recipe, prepared: Prepared, arm: str) -> dict[str, float]:
+@cache
+def prepared_for(seed: int, steps: int) -> Prepared:
+    return prepare(recipe_of(seed, steps), bundled_directory())
+
+
+def run(arm: str, seed: int, steps: int) -> dict[str, float]:
+    """Train the model in the package on by an arm's rules, over documents that a seed draws."""
+    recipe, prepared = recipe_of(seed, steps), prepared_for(seed, steps)
     computing, kept = (load_model(bundled_directory(), dtype=torch.float32) for _ in range(2))
     kept.bfloat16()
     with torch.no_grad():
@@ -86,17 +98,17 @@ def run(recipe: Recipe, prepared: Prepared, arm: str) -> dict[str, float]:
         weights="bfloat16", rounding_seed=recipe.train.seed, **ARMS[arm],
     )  # fmt: skip
     optimizer = Through(computing, kept, optim)
-    before, began = measure(computing, prepared, recipe.train.steps), time.perf_counter()
-    for step in range(recipe.train.steps):
+    before, began = measure(computing, prepared, steps), time.process_time()
+    for step in range(steps):
         train_step(computing, optimizer, prepared.read_batches(step), recipe, step)
+    seconds = time.process_time() - began
     still = sum(int((p == first[n]).sum()) for n, p in kept.named_parameters() if n in first)
     return {
         "before": before,
-        "after": measure(computing, prepared, recipe.train.steps),
+        "after": measure(computing, prepared, steps),
         "unchanged_percent": 100 * still / sum(p.numel() for p in first.values()),
         "bytes_per_parameter": bytes_per_parameter(kept, optimizer.inner),
-        "seconds": time.perf_counter() - began,
-        "peak_rss_gib_of_the_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "cpu_seconds": round(seconds, 1),
     }
 
 
@@ -119,31 +131,38 @@ def measure(model: CausalLM, prepared: Prepared, first_step: int) -> float:
     return statistics.fmean(losses)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a != BASE], choices=list(ARMS))
-    asked = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in (BASE, *asked.arms)}
-    for seed in range(asked.seeds):
-        recipe = recipe_of(seed, asked.steps)
-        prepared = prepare(recipe, bundled_directory())
-        for arm, found in results.items():
-            found.append(run(recipe, prepared, arm))
-            print(f"seed {seed}, {arm}: {json.dumps(found[-1])}", flush=True)
-    numbers: dict[str, Any] = {"steps": asked.steps, "tokens": asked.steps * 2048, "runs": results, "arms": {}}
-    for arm in asked.arms:
-        pairs = list(zip(results[arm], results[BASE], strict=True))
-        gap = statistics.fmean(100 * (r["after"] / b["after"] - 1) for r, b in pairs)
-        lost = statistics.fmean(100 * (r["after"] - b["after"]) / (b["before"] - b["after"]) for r, b in pairs)
-        numbers["arms"][arm] = {
-            "gap_percent": gap,
-            "held": gap <= BOUND_PERCENT,
-            "improvement_lost_percent": lost,
+def compare(runs: dict[str, dict[str, Any]], arms: list[str], seeds: int) -> dict[str, Any]:
+    """Return each arm's means over the seeds, and what it lost against the masters."""
+    found: dict[str, Any] = {}
+    for arm in arms:
+        pairs = [(runs[f"{arm}, seed {s}"], runs[f"{BASE}, seed {s}"]) for s in range(seeds)]
+        gaps = [100 * (r["after"] / b["after"] - 1) for r, b in pairs]
+        lost = [100 * (r["after"] - b["after"]) / (b["before"] - b["after"]) for r, b in pairs]
+        found[arm] = {
+            "gap_percent": statistics.fmean(gaps),
+            "by_seed_percent": gaps,
+            "held": statistics.fmean(gaps) <= BOUND_PERCENT,
+            "improvement_lost_percent": statistics.fmean(lost),
+            "improvement_lost_by_seed_percent": lost,
             "unchanged_percent": statistics.fmean(r["unchanged_percent"] for r, _ in pairs),
             "bytes_per_parameter": pairs[0][0]["bytes_per_parameter"],
         }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", nargs="+", default=[a for a in ARMS if a != BASE], choices=list(ARMS))
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
+    parser.add_argument("--runs", type=Path, default=HERE / "small-state-runs.json", help="keeps finished runs")
+    asked = parser.parse_args()
+    arms = list(dict.fromkeys([BASE, *asked.arms]))
+    tasks = {f"{arm}, seed {s}": (arm, s, asked.steps) for s in range(asked.seeds) for arm in arms}
+    settings = {"steps": asked.steps, "recipe": CONTINUED}
+    runs = run_all(tasks, run, asked.runs, settings, asked.workers)
+    numbers = {"tokens": asked.steps * 2048, **settings, "runs": runs, "arms": compare(runs, arms, asked.seeds)}
     print(json.dumps(numbers["arms"], indent=2))
     print(describe_machine())
     print(save("small-state", numbers).name)
