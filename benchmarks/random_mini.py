@@ -67,16 +67,17 @@ def main() -> None:
     parser.add_argument("--form", default="int4", help=f"int8, int4, int4,head=int8, ..., {', '.join(_VALUES + _GGUF)}")
     parser.add_argument("--layers", type=int, help="left out: all")
     parser.add_argument("--preset", default="ling_mini")
-    parser.add_argument("--mtp", action="store_true", help="with the MTP layer")
+    parser.add_argument("--mtp", action="store_true", help="with an MTP layer")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     make(given.out, shape(given.preset, given.layers, mtp=given.mtp), given.form, workers=given.workers)
 
 
 def shape(preset: str, layers: int | None, *, mtp: bool = False) -> ModelConfig:
-    """Return a preset's model with so many layers."""
-    config = load_recipe(preset_name=preset, file=None, overrides=[]).model
-    config = config if mtp else config.without_mtp()
+    """Return a preset's model with so many layers, with an MTP layer or without."""
+    config = load_recipe(preset_name=preset, file=None, overrides=[]).model.without_mtp()
+    if mtp:  # the published checkpoint has none, so the preset has none either
+        config = dataclasses.replace(config, num_nextn_predict_layers=1)
     if layers is None:
         return config
     first = min(config.first_k_dense_replace, layers)  # of a dense preset: all of them

@@ -87,6 +87,11 @@ def test_a_dense_preset_stays_dense_at_any_depth() -> None:
     assert step_bytes(dense, 0) > 2 * 3 * config.hidden_size * config.intermediate_size
 
 
+def test_a_random_model_has_an_mtp_layer_where_one_is_asked_for() -> None:
+    with_mtp = packed_bytes(shape("ling_mini", 2, mtp=True), read_weights("int4"))
+    assert with_mtp > 1.5 * packed_bytes(shape("ling_mini", 2), read_weights("int4"))
+
+
 def test_parts_become_questions_and_stages() -> None:
     given = arguments(["--parts", *PARTS[:3], "curve", "load", "--contexts", "0", "8192", "--layers", "2"])
     assert list(questions(given)) == ["decode at 0", "decode at 8192", "prefill 512", "1 at once", "8 at once"]
