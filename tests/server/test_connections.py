@@ -129,6 +129,28 @@ def test_10_a_length_said_in_two_ways_is_refused(guarded):
     assert answer.count(b"HTTP/1.1") == 1
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": "ab " * 400_000}),
+        ("/tokenize", {"messages": [{"role": "user", "content": "ab " * 20_000}] * 20}),
+        ("/v1/completions", {"prompt": ["a", "x" * 1_200_000]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 2_000}] * 600}),
+        ("/v1/chat/completions", {"messages": MESSAGES, "tools": [
+            {"type": "function", "function": {"name": f"f{i}", "description": "d" * 20_000}} for i in range(60)
+        ]}),
+        ("/v1/chat/completions", {"messages": [*MESSAGES, {
+            "role": "assistant", "content": "", "reasoning_content": "x" * 1_200_000
+        }]}),
+    ],
+)  # fmt: skip
+def test_10_a_text_that_cannot_fit_the_context_is_not_encoded(live, monkeypatch, path, body):
+    """A text of 7 MB took seconds, in which nobody else was answered, and two gigabytes."""
+    monkeypatch.setattr(live.service.tokenizer, "encode", lambda *_, **__: pytest.fail("it was encoded"))
+    answer = live.post(path, **body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded"), answer.text[:300]
+
+
 def test_10_long_texts_to_tokenise_do_not_keep_answers_waiting(pretend, serve):
     pretend.answer = finished
     with serve(pretend) as live:

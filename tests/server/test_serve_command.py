@@ -173,6 +173,25 @@ def test_flags_become_what_the_engine_takes(parse):
     assert (nextn.drafting, nextn.num_speculative_tokens) == ("mtp", 3)
 
 
+def test_what_a_cache_holds_is_called_as_each_program_calls_it(parse):
+    def handed_over(program, name):
+        flags = elsewhere.translated(program, parse(f"m --kv-cache-dtype {name}"))
+        return flags[flags.index("--kv-cache-dtype") + 1]
+
+    for name, ours, vllm, sglang in (
+        ("bfloat16", "bfloat16", "bfloat16", "bf16"),
+        ("bf16", "bfloat16", "bfloat16", "bf16"),
+        ("fp8", "fp8", "fp8", "fp8_e4m3"),
+        ("float16", "float16", "float16", None),
+    ):
+        assert engine_config(parse(f"m --kv-cache-dtype {name}")).kv_cache_dtype == ours
+        assert handed_over("vllm", name) == vllm
+        if sglang is not None:
+            assert handed_over("sglang", name) == sglang
+    with pytest.raises(ConfigError, match="float16: SGLang knows auto, bfloat16 and fp8"):
+        handed_over("sglang", "float16")
+
+
 def test_flags_become_what_the_server_takes(parse, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("# mine\nsecond\n\nthird\n")

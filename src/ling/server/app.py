@@ -14,7 +14,7 @@ from ling.server.errors import ApiError
 from ling.server.guard import Guard
 from ling.server.openapi import openapi
 from ling.server.page import read_page
-from ling.server.prompts import chat_prompt, check_ids
+from ling.server.prompts import chat_prompt, check_ids, check_size
 from ling.server.schema import DetokenizeRequest, TokenizeRequest
 from ling.server.service import Service
 from ling.tokenizer.template import SFT_TEMPLATE
@@ -93,6 +93,7 @@ async def tokenize(service: Service, request: Request) -> Response:
     def work() -> bytes:
         asked = read(request, TokenizeRequest)
         service.name_of(asked.model)
+        check_size(asked, service.max_model_len)
         tokenizer = service.tokenizer
         ids = chat_prompt(tokenizer, asked).ids if asked.prompt is None else tokenizer.encode(asked.prompt)
         spelt = [tokenizer.decode([id]) for id in ids] if asked.return_token_strs else None

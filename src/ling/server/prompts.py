@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic_core import to_json
+
 from ling.server.errors import ApiError
 from ling.server.schema import ChatRequest, CompletionRequest, Message, TokenizeRequest
 from ling.server.schema.chat import TemplateOptions
@@ -11,6 +13,9 @@ from ling.tokenizer import Tokenizer, encode_chat
 
 MOST_JUDGED = 2**22
 """Log-probabilities of prompts in one answer, about 100 MB of JSON: twenty for each token of a context of 128K."""
+
+CHARACTERS_PER_TOKEN, LEAST_CHARACTERS = 16, 2**20
+"""Of a prompt, by the length of the context, and however short that is; text has four or five a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +40,42 @@ def chat_prompt(tokenizer: Tokenizer, request: ChatRequest | TokenizeRequest) ->
 
 def smallest_length(request: ChatRequest | CompletionRequest, longest_token: int) -> int:
     """Return how many tokens the longest text of a request has at least: cheap to say before it is encoded."""
-    texts = [m.content or "" for m in request.messages] if isinstance(request, ChatRequest) else _texts(request.prompt)
-    sizes = [len(text) for text in texts]  # a character has a byte or more
-    size = sum(sizes) if isinstance(request, ChatRequest) else max(sizes, default=0)
+    if isinstance(request, CompletionRequest):
+        size = max(map(len, _texts(request.prompt)), default=0)  # a character has a byte or more
+    else:
+        size = sum(len(message.content or "") for message in request.messages)
+        size += _size_of_tools(request) if request.may_call else 0
     return -(-size // longest_token)
+
+
+def check_size(request: ChatRequest | CompletionRequest | TokenizeRequest, max_model_len: int) -> None:
+    """Refuse a text that is encoded as one and could not fit the context however well it is packed.
+
+    Encoding takes memory, a few hundred bytes a character, and holds up whatever else the process does.
+    """
+    prompt = request.prompt if isinstance(request, CompletionRequest | TokenizeRequest) else None
+    if prompt is not None:
+        size = max(map(len, _texts(prompt)), default=0)
+    else:
+        messages = (request.messages or []) if isinstance(request, ChatRequest | TokenizeRequest) else []
+        size = sum(map(_size_of, messages)) + _size_of_tools(request)
+    if size > (most := max(LEAST_CHARACTERS, CHARACTERS_PER_TOKEN * max_model_len)):
+        raise ApiError(
+            f"the text has {size} characters; at most {most} are taken, the context being {max_model_len} tokens",
+            param="messages" if prompt is None else "prompt", code="context_length_exceeded",
+        )  # fmt: skip
+
+
+def _size_of(message: Message) -> int:
+    called = sum(len(call.function.arguments) for call in message.tool_calls or ())
+    return len(message.content or "") + len(message.reasoning_content or "") + called
+
+
+def _size_of_tools(request: ChatRequest | CompletionRequest | TokenizeRequest) -> int:
+    """Return the least bytes that the tools of a request have in a prompt."""
+    if isinstance(request, CompletionRequest):
+        return 0
+    return sum(len(to_json(tool.model_dump(exclude_unset=True))) for tool in request.tools)
 
 
 def completion_prompts(tokenizer: Tokenizer, request: CompletionRequest) -> list[Prompt]:

@@ -13,7 +13,7 @@ from ling.engine.request import SamplingParams
 from ling.server.constraints import constraint_of, naming_the_form
 from ling.server.errors import ApiError
 from ling.server.metrics import Metrics
-from ling.server.prompts import Prompt, check_ids, check_judged, smallest_length
+from ling.server.prompts import Prompt, check_ids, check_judged, check_size, smallest_length
 from ling.server.sampling import SamplingDefaults, sampling_params
 from ling.server.schema import ChatRequest, CompletionRequest
 from ling.server.settings import ServerSettings
@@ -69,6 +69,7 @@ class Service:
             constraint = constraint_of(request)
         if (least := smallest_length(request, self._longest_token)) >= self.max_model_len:
             raise self._too_long(f"more than {least}")
+        check_size(request, self.max_model_len)
         prompts = encode()
         length = max(len(prompt.ids) for prompt in prompts)
         if (room := self.max_model_len - length) < 1:
