@@ -21,7 +21,7 @@ from ling.checkpoint import load_model
 from ling.checkpoint.packing import MIXED, Weights, matrices, pack
 from ling.config import ModelConfig, preset
 from ling.engine.bundled import bundled_directory
-from ling.engine.cache import PagedCache, Part
+from ling.engine.cache import PagedCache, Part, lay_out
 from ling.engine.runner import Runner
 from ling.model import CausalLM
 from ling.model.linear import Linear
@@ -30,6 +30,8 @@ from ling.ops.cpu.library import library
 from ling.ops.linear import linear
 from ling.ops.moe import MoeWeights, moe_layer
 from ling.ops.packed import PackedFormat, PackedWeight, codes_shape, scales_shape
+from ling.ops.paged_attention import HeldBlocks, paged_attention
+from ling.ops.ragged import Ragged
 from ling.ops.router import RouterRule
 
 H, F, E = 2048, 512, 256
@@ -37,6 +39,7 @@ RULE = RouterRule(8, 8, 4, 2.5)
 MOVED_BYTES = 2**29
 LAYERS = 3
 CONTEXT = 64
+LONGEST = 2**15
 
 
 def main() -> None:
@@ -50,6 +53,8 @@ def main() -> None:
         formats: dict[str, Weights] = {"int8": "int8", "int4": "int4", "mixed": MIXED}
         for name, weights in formats.items():
             numbers |= decoding(name, weights)
+        for held in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
+            numbers |= attention(held)
         numbers |= embedded()
     print(json.dumps(numbers, indent=2))
     print(describe_machine())
@@ -100,6 +105,34 @@ def decoding(name: str, weights: Weights) -> dict[str, Any]:
     )
     key = f"{name} Ling-mini of {LAYERS} layers, decoding"
     return {key: rate(seconds, read) | {"tokens_per_second": round(1 / min(seconds), 1)}}
+
+
+def attention(held: torch.dtype) -> dict[str, Any]:
+    """Attend from one token, and from chunks of a prompt: the latter beside torch, whose kernel reads float32 alone."""
+    tree = preset("ling_mini")["model"]
+    config = dataclasses.replace(ModelConfig(**tree), num_hidden_layers=1, num_nextn_predict_layers=0)
+    A, K, D, blocks = config.num_attention_heads, config.num_key_value_heads, config.head_dim, LONGEST // 16 + 1
+    cache = PagedCache(config, blocks, 16, torch.float32, torch.device("cpu"), held=held)
+    for x in (cache.keys, cache.values):
+        for part in x.view(-1).split(len(_FLOATS)):
+            part.copy_(_FLOATS[: len(part)])
+    store, found = cache.store(0), {}
+    each = 2 * K * (D * held.itemsize + (0 if store.key_scale is None else 4))
+    for start, new in ((CONTEXT, 1), (8191, 1), (LONGEST - 1, 1), (0, 512), (0, 2048), (8192, 128), (8192, 512)):
+        ((rows, seen),) = lay_out(cache, [Part(range(blocks), start, new)]).groups
+        key, q = f"attention, {new} rows behind {start} in {str(held)[6:]}", torch.randn(new, A, D)
+
+        def run(_: int, q: Tensor = q, rows: Ragged = rows, seen: HeldBlocks = seen) -> Tensor:
+            return paged_attention(q, store, rows, seen)
+
+        if new == 1:
+            found[key] = rate(times(run, 30), each * (start + 1))
+            continue
+        found[key] = work(times(run, 3), 4 * A * D * new * (start + (new + 1) / 2))
+        if held == torch.float32:
+            with use_backend("torch"):
+                found[key]["torch_ms"] = round(1e3 * min(times(run, 3)), 2)
+    return found
 
 
 def embedded() -> dict[str, Any]:

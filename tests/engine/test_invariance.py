@@ -89,7 +89,7 @@ def test_the_bits_of_a_request_do_not_depend_on_anything_else(alone: list[tuple]
 
 
 def test_a_cache_of_codes_keeps_the_promise_too() -> None:
-    """The kernels do not read codes, so rows are padded; what else they can run must not be chosen by row count."""
+    """Kernels read codes where they lie; padded rows have them turned into values first, all of them alike."""
     options = {"kv_cache_dtype": "fp8", "enable_prefix_caching": False}
     assert bits(llm(**options), list(range(32)))[31] == bits(llm(**options), [31])[0]
 

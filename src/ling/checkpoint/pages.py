@@ -55,7 +55,7 @@ def to_empty_in_huge_pages(model: nn.Module) -> None:
     """
     places = [(m, name, t) for m in model.modules() for name, t in _own_tensors(m) if t.is_meta]
     size = sum(_padded(t.nbytes) for _, _, t in places)
-    pages = _anonymous(max(size, 1))
+    pages = anonymous_pages(max(size, 1))
     begin = 0
     for module, name, old in places:
         new = view(pages, begin, old.dtype, old.shape, _ALIGNMENT)
@@ -94,7 +94,8 @@ def _mapped(descriptor: int, size: int, mode: PageMode) -> "mmap.mmap":
     return pages
 
 
-def _anonymous(size: int) -> "mmap.mmap":
+def anonymous_pages(size: int) -> "mmap.mmap":
+    """Return zeros that belong to no file, in huge pages where the system gives them; memory comes as it is touched."""
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError, AttributeError):  # a kernel without huge pages, or another system
         pages.madvise(mmap.MADV_HUGEPAGE)
@@ -102,7 +103,7 @@ def _anonymous(size: int) -> "mmap.mmap":
 
 
 def _copied(descriptor: int, size: int) -> "mmap.mmap":
-    pages = _anonymous(size)
+    pages = anonymous_pages(size)
     memory = memoryview(pages)
 
     def read(begin: int) -> None:

@@ -4,6 +4,7 @@ Sequences of one step are put into groups whose padded attention costs little mo
 sequences together, each long chunk of a prompt by itself.
 """
 
+import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ling.checkpoint.pages import anonymous_pages, view
 from ling.config import ModelConfig
 from ling.ops.attention import visible_keys
 from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention, paged_step, write
@@ -44,8 +46,7 @@ class PagedCache:
         shape = (model.num_stored_layers, num_blocks + 1, block_size, model.num_key_value_heads)
         held = dtype if held is None else held
         fp8 = held == torch.float8_e4m3fn
-        self.keys = torch.zeros(*shape, model.head_dim, dtype=held, device=device)
-        self.values = torch.zeros(*shape, model.head_dim, dtype=held, device=device)
+        self.keys, self.values = (_zeros((*shape, model.head_dim), held, device) for _ in range(2))
         self.key_scale = torch.zeros(shape, device=device) if fp8 else None
         self.value_scale = torch.zeros(shape, device=device) if fp8 else None
         states = num_blocks + 1 if model.num_nextn_predict_layers else 0
@@ -71,6 +72,14 @@ class PagedCache:
             if x is not None:
                 for block in blocks:
                     (x.view(torch.uint8) if x.dtype == torch.float8_e4m3fn else x)[:, block] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU in huge pages, for a long context is read from end to end for every token."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = anonymous_pages(max(1, math.prod(shape) * dtype.itemsize))
+    return view(pages, 0, dtype, shape, dtype.itemsize)
 
 
 class Part(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ling.errors import BackendError
 from ling.ops.backend import use_backend
+from ling.ops.cpu import paged_attention as cpu
 from ling.ops.cpu.library import opened
 from ling.ops.paged_attention import BlockStore, HeldBlocks, paged_attention, paged_step, write
 from ling.ops.ragged import Ragged
@@ -143,3 +144,12 @@ def test_a_cache_it_cannot_read_is_refused() -> None:
     ):
         with use_backend("cpu"), pytest.raises(BackendError, match=reason):
             paged_attention(q, bad, rows, held)
+
+
+def test_torch_takes_prompts_where_there_are_no_vector_instructions() -> None:
+    q, store, rows, held = paged([(17, 20, 0)], 4, 2, 16)
+    few = paged([(16, 20, 0)], 4, 2, 16)
+    for name in levels():
+        with opened().at_level(name):
+            assert cpu.rather_not(*few) is None
+            assert (cpu.rather_not(q, store, rows, held) is None) == (name != "plain")

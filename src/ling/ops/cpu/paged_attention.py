@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from ling.ops.paged_attention import BlockStore, HeldBlocks
 
 _LANES = 16
+_FEW_ROWS = 16
+"""Without vector instructions: up to so many new rows of a sequence, reading keys once for all heads wins."""
 KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float8_e4m3fn: 3}
 """What a cache may hold, as kernels.h counts it."""
 
@@ -47,9 +49,15 @@ def why_not_store(A: int, D: int, store: "BlockStore") -> str | None:
     return "gradients are wanted" if torch.is_grad_enabled() and any(part.requires_grad for part in parts) else None
 
 
+def rather_not(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") -> str | None:
+    return rather_not_rows(rows.longest)
+
+
 def rather_not_rows(longest: int) -> str | None:
     """Why torch is faster where a sequence has so many new rows, or None."""
-    return None
+    if longest <= _FEW_ROWS or lib.opened().level != "plain":
+        return None
+    return f"more than {_FEW_ROWS} new rows of a sequence, and no vector instructions that the kernels know"
 
 
 def forward(q: Tensor, store: "BlockStore", rows: Ragged, held: "HeldBlocks") -> Tensor:

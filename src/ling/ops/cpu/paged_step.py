@@ -25,6 +25,19 @@ def why_not(
     return paged_attention.why_not(q, store, rows, held) or lib.why_not_values(k) or lib.why_not_values(v)
 
 
+def rather_not(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    flat: "BlockStore",
+    slots: Tensor,
+    store: "BlockStore",
+    rows: Ragged,
+    held: "HeldBlocks",
+) -> str | None:
+    return paged_attention.rather_not_rows(rows.longest)
+
+
 def forward(
     q: Tensor,
     k: Tensor,

@@ -8,7 +8,8 @@
  * keys and values are copied once to where they lie side by side.
  */
 
-enum { FEW_ROWS = 4, QUERIES_EACH = 64, MOST_PIECES_KEPT = 1 << 26 };
+enum { FEW_ROWS = 4, QUERIES_EACH = 128 };
+enum { MOST_KEPT = 1 << 24 }; /* floats of pieces that wait to be joined */
 
 static void join(Seen *to, float *out, Seen piece, const float *values, int64_t D) {
     float most = to->most > piece.most ? to->most : piece.most, both[16] = {to->most - most, piece.most - most};
@@ -108,7 +109,7 @@ static int attend(const Rows *r, const Paged *p) {
         if (tasks[i].heads * tasks[i].room > queries) queries = tasks[i].heads * tasks[i].room;
     /* Few tasks: each piece is one, and joined afterwards. Many: a task joins its own pieces as they come. */
     int64_t kept = queries * (D + 2);
-    int is_shared = threads > 1 && count < 4 * threads && count * most_pieces * kept <= MOST_PIECES_KEPT;
+    int is_shared = threads > 1 && count < 4 * threads && count * most_pieces * kept <= MOST_KEPT;
     int64_t shares = is_shared ? most_pieces : 1;
     float *pieces = ling_scratch(SCRATCH_FLOATS, is_shared ? count * shares * kept * 4 : 4);
     float *desks = ling_scratch(SCRATCH_INPUT, threads * desk_floats(queries, D) * 4 + 64);

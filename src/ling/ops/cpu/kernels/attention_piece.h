@@ -6,6 +6,7 @@
 
 enum { SPLIT = 256, SPAN = SPLIT + 16, QUERIES = 4, KEYS = 4 }; /* SPAN: room for scores that are no key's */
 enum { FEW_KEYS = 16, MANY_KEYS = 64 }; /* of a piece, looked at by all queries before the next ones are */
+enum { WORTH_A_COPY = 32 };             /* queries: so many make up for copying floats */
 
 #ifdef LEVEL_AVX512
 enum { TILE_QUERIES = 4, TILE_KEYS = 4, WIDE = 4 }; /* WIDE: registers of channels summed at once */
@@ -42,6 +43,7 @@ typedef struct {
 /* Up to MANY_KEYS keys or values of one head, in the cache or copied from it, and what will be looked at next. */
 typedef struct {
     int64_t kind, at, count; /* at: of the first one in the piece */
+    int is_stream;           /* what is ahead is fetched row by row, by the only queries that there are */
     const uint8_t *rows[MANY_KEYS], *ahead[MANY_KEYS];
 } Side;
 
@@ -62,21 +64,28 @@ static void take(const Task *t, const Desk *desk, const Piece *piece, const void
     int64_t bytes = held_bytes(p->kind) * p->D, apart = p->K * bytes, count = end - j, left = piece->until - end;
     const uint8_t *base = (const uint8_t *)memory + head * bytes, *other = (const uint8_t *)next + head * bytes;
     const int64_t *slots = desk->slots + (j - piece->from), *first = desk->slots + (piece->begin - piece->from);
-    side->kind = p->kind, side->at = j - piece->from, side->count = count;
+    side->kind = p->kind, side->at = j - piece->from, side->count = count, side->is_stream = t->n <= QUERIES;
     for (int64_t i = 0; i < count; i++) {
         side->rows[i] = base + slots[i] * apart;
-        side->ahead[i] = i < left ? base + slots[count + i] * apart : other + first[smaller(i - left, count)] * apart;
+        side->ahead[i] = i < left ? base + slots[count + i] * apart : other + first[smaller(i - left, count - 1)] * apart;
     }
-    if (t->n > QUERIES) {
+    if (t->n > (p->kind == HELD_FLOAT32 ? WORTH_A_COPY : QUERIES)) {
         side->kind = HELD_FLOAT32;
         for (int64_t i = 0; i < count; i++) {
             float *to = desk->copied + i * p->D;
-            fetch(side->ahead[i], bytes);
             for (int64_t d = 0; d < p->D; d += 16) v_store(to + d, v_read(p->kind, side->rows[i], d));
-            side->rows[i] = side->ahead[i] = (const uint8_t *)to;
+            side->rows[i] = (const uint8_t *)to;
         }
     }
     for (int64_t i = count; i % KEYS; i++) side->rows[i] = side->rows[i - 1], side->ahead[i] = side->ahead[i - 1];
+}
+
+/* Fetch the share of what is ahead that falls to queries i .. i + QUERIES, where others come after them. */
+INLINE void fetch_share(const Task *t, const Side *side, int64_t i) {
+    if (side->is_stream) return;
+    int64_t until = smaller(i + QUERIES, t->n) * side->count / t->n;
+    for (int64_t row = i * side->count / t->n; row < until; row++)
+        fetch(side->ahead[row], held_bytes(t->p->kind) * t->p->D);
 }
 
 /* Partial sums of `many` queries and `keys` keys: part[i * KEYS + j]. */
@@ -102,7 +111,8 @@ INLINE void score(int64_t kind, const Side *side, const float *const *q, int64_t
     for (int64_t key = 0; key < side->count; key += KEYS) {
         V part[QUERIES * KEYS];
         float all[QUERIES * KEYS];
-        for (int j = 0; j < KEYS; j++) fetch(side->ahead[key + j], D * held_bytes(kind));
+        if (side->is_stream)
+            for (int j = 0; j < KEYS; j++) fetch(side->ahead[key + j], D * held_bytes(kind));
         UNROLL for (int i = many; i < QUERIES; i++) UNROLL for (int j = 0; j < KEYS; j++) part[i * KEYS + j] = v_set(0.0f);
         UNROLL for (int i = 0; i < many; i += tile)
             UNROLL for (int j = 0; j < KEYS; j += TILE_KEYS)
@@ -120,7 +130,7 @@ INLINE void weigh(int64_t kind, const Side *side, float (*weights)[SPAN], int64_
     UNROLL for (int i = 0; i < many; i++) UNROLL for (int c = 0; c < wide; c++) sum[i][c] = v_load(out + i * D + d + 16 * c);
     for (int64_t key = 0; key < side->count; key++) {
         V value[WIDE];
-        fetch(side->ahead[key] + d * size, 16 * wide * size);
+        if (side->is_stream) fetch(side->ahead[key] + d * size, 16 * wide * size);
         UNROLL for (int c = 0; c < wide; c++) value[c] = v_held(v_read(kind, side->rows[key], d + 16 * c));
         UNROLL for (int i = 0; i < many; i++) {
             V weight = v_set(weights[i][side->at + key]);
@@ -195,8 +205,10 @@ static void attend_piece(const Task *t, const Desk *desk, int64_t number) {
         end = smaller(j / step * step + step, piece.until);
         for (int64_t h = 0; h < t->heads; h++) {
             take(t, desk, &piece, p->keys, p->values, t->head + h, j, end, &side);
-            for (int64_t i = 0; i < t->n; i += QUERIES)
+            for (int64_t i = 0; i < t->n; i += QUERIES) {
+                fetch_share(t, &side, i);
                 score_queries(&side, desk->q + h * t->room + i, D, t->n - i, desk->scores + h * t->room + i);
+            }
         }
     }
     for (int64_t h = 0; h < t->heads; h++) {
@@ -213,8 +225,10 @@ static void attend_piece(const Task *t, const Desk *desk, int64_t number) {
         end = smaller(j / step * step + step, piece.until);
         for (int64_t h = 0; h < t->heads; h++) {
             take(t, desk, &piece, p->values, p->keys, t->head + h, j, end, &side);
-            for (int64_t i = 0; i < t->n; i += QUERIES)
+            for (int64_t i = 0; i < t->n; i += QUERIES) {
+                fetch_share(t, &side, i);
                 weigh_queries(&side, desk->scores + h * t->room + i, D, t->n - i, desk->values + (h * t->room + i) * D);
+            }
         }
     }
 }
