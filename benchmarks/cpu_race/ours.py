@@ -18,12 +18,15 @@ from ling.engine.build import build, describe, load
 from ling.engine.cache import PagedCache
 from ling.engine.core import Engine
 from ling.engine.request import SamplingParams
+from ling.model import CausalLM
 from ling.model.moe import SparseMoe
+from ling.tokenizer import Tokenizer
 from ling.version import __version__
 
 _BLOCK = 16
 _MORE_BLOCKS = 32
 """Of each answer, beside the blocks of the longest context."""
+_COUNTED_PROMPT = 8
 
 
 def start(
@@ -42,12 +45,11 @@ def start(
         ),
     )  # fmt: skip
     fill(engine.runner.cache)
-    steps = OurSteps(engine)
-    answer = by_steps(steps, vocabulary)
+    answer = by_steps(OurSteps(engine), vocabulary)
 
     def answer_all(asked: Asked) -> dict[str, Any]:
         if asked["do"] == "experts":
-            return {"unique": round(steps.unique_experts(asked["streams"], asked["tokens"], vocabulary), 1)}
+            return {"unique": round(unique_experts(loaded, tokenizer, asked["streams"], asked["tokens"]), 1)}
         return answer(asked) | {"memory_gib": _memory_gib()}
 
     told = {"version": __version__, "engine": describe(engine), "load_seconds": round(load_seconds, 2)}
@@ -63,7 +65,7 @@ class OurSteps:
     def add(self, name: str, ids: list[int], *, known: bool) -> None:
         if known:
             remember(self._engine.blocks, ids)
-        self._engine.add(name, ids, SamplingParams(temperature=0, ignore_eos=True))
+        self._engine.add(name, ids, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
 
     def step(self) -> Collection[str]:
         deltas = self._engine.step()
@@ -75,27 +77,37 @@ class OurSteps:
             self._engine.abort(name)
         tidy(self._engine.blocks)
 
-    def unique_experts(self, streams: int, tokens: int, vocabulary: int) -> float:
-        """Return how many routed experts a layer reads per step, over `tokens` steps of `streams` random prompts."""
+
+def unique_experts(model: CausalLM, tokenizer: Tokenizer, streams: int, tokens: int) -> float:
+    """Return how many routed experts a layer reads per step, over `tokens` steps of `streams` random prompts.
+
+    Another engine over the same weights is asked: whoever looks into layers has them run one by one.
+    """
+    counts: list[int] = []
+    hooks = [
+        module.register_forward_hook(lambda _m, _x, out: counts.append(int((out[1].counts > 0).sum())))
+        for module in model.modules()
+        if isinstance(module, SparseMoe)
+    ]
+    try:
+        length = _COUNTED_PROMPT + tokens + 1
+        sizes = EngineConfig(
+            max_model_len=length, max_num_seqs=streams, num_blocks=streams * -(-length // _BLOCK), drafting="none"
+        )
+        steps = OurSteps(Engine(model, tokenizer, sizes))
         draw = torch.Generator().manual_seed(streams)
-        names = [f"experts {i}" for i in range(streams)]
+        names = [f"{i}" for i in range(streams)]
         for name in names:
-            self.add(name, torch.randint(vocabulary, (8,), generator=draw).tolist(), known=False)
-        waiting = set(names)
-        while waiting:
-            waiting -= set(self.step())
-        counts: list[int] = []
-        hooks = [
-            module.register_forward_hook(lambda _m, _x, out: counts.append(int((out[1].counts > 0).sum())))
-            for module in self._engine.model.modules()
-            if isinstance(module, SparseMoe)
-        ]
+            ids = torch.randint(model.config.vocab_size, (_COUNTED_PROMPT,), generator=draw).tolist()
+            steps.add(name, ids, known=False)
+        assert len(steps.step()) == streams, streams  # prompts are short enough to be read in one step
+        counts.clear()
         for _ in range(tokens):
-            self.step()
+            steps.step()
+    finally:
         for hook in hooks:
             hook.remove()
-        self.drop(names)
-        return sum(counts) / max(1, len(counts))
+    return sum(counts) / len(counts) if counts else 0.0
 
 
 @torch.no_grad()

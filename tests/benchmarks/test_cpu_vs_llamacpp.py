@@ -8,7 +8,7 @@ from benchmarks.cpu_race.bursts import Bursts, ratio
 from benchmarks.cpu_race.contenders import BEST_Q4, Contender
 from benchmarks.cpu_race.figures import figures, lines, verdicts
 from benchmarks.cpu_race.meeting import Turns, meet, split_by_memory
-from benchmarks.cpu_race.ours import OurSteps, fill, remember, tidy
+from benchmarks.cpu_race.ours import OurSteps, fill, remember, tidy, unique_experts
 from benchmarks.cpu_race.record import Record
 from benchmarks.cpu_race.side import by_steps
 from benchmarks.cpu_vs_llamacpp import PARTS, arguments, decoding, questions, stages_of
@@ -88,8 +88,8 @@ def test_a_dense_preset_stays_dense_at_any_depth() -> None:
 
 
 def test_a_random_model_has_an_mtp_layer_where_one_is_asked_for() -> None:
-    with_mtp = packed_bytes(shape("ling_mini", 2, mtp=True), read_weights("int4"))
-    assert with_mtp > 1.5 * packed_bytes(shape("ling_mini", 2), read_weights("int4"))
+    assert shape("ling_mini", 2).num_nextn_predict_layers == 0
+    assert shape("ling_mini", 2, mtp=True).num_nextn_predict_layers == 1
 
 
 def test_parts_become_questions_and_stages() -> None:
@@ -177,12 +177,20 @@ def test_our_side_decodes_behind_a_context_that_it_never_computed() -> None:
     fill(engine.runner.cache)
     steps = OurSteps(engine)
     answer = by_steps(steps, engine.model.config.vocab_size)
-    told = answer({"do": "decode", "context": 320, "tokens": 2, "streams": 2})
-    assert len(told["seconds"]) == 2
+    told = answer({"do": "decode", "context": 320, "tokens": 20, "streams": 2})
+    assert len(told["seconds"]) == 20  # past the length that an answer has where nobody says
     assert engine.scheduler.num_found == 2 * 304  # but for the last block, whose end is computed
     assert len(answer({"do": "prefill", "tokens": 40})["seconds"]) == 1
-    assert 0 < steps.unique_experts(2, 2, engine.model.config.vocab_size) <= engine.model.config.num_experts
     assert not engine.has_work
+
+
+def test_experts_that_a_step_reads_are_counted_in_every_layer() -> None:
+    llm = LLM(bundled_directory())
+    one, many = (unique_experts(llm.model, llm.tokenizer, streams, 3) for streams in (1, 8))
+    config = llm.model.config
+    assert one == config.num_experts_per_tok
+    assert one < many <= config.num_experts
+    assert not any(module._forward_hooks for module in llm.model.modules())
 
 
 @pytest.mark.slow  # each side imports torch: ten seconds and more
