@@ -129,8 +129,11 @@ class PagedBatch:
         return torch.cat(outputs)
 
 
-def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1) -> PagedBatch:
-    """Describe the rows of one step: the parts in an order that groups well, padded to a multiple of `multiple`."""
+def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1, together: bool = False) -> PagedBatch:
+    """Describe the rows of one step: the parts in an order that groups well, padded to a multiple of `multiple`.
+
+    together  in one group, for attention that pads nothing
+    """
     order = sorted(range(len(parts)), key=lambda i: (parts[i].num_new, parts[i].start))
     size = cache.block_size
     slots: list[int] = []
@@ -146,7 +149,8 @@ def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1) ->
     padding = -len(slots) % multiple
     slots += [cache.spare_slot] * padding
     positions += [0] * padding
-    groups = [_describe(cache, [parts[i] for i in group]) for group in _group(order, parts)]
+    grouped = [order] if together else _group(order, parts)
+    groups = [_describe(cache, [parts[i] for i in group]) for group in grouped]
     device = cache.device
     return PagedBatch(cache, order, torch.tensor(slots, device=device), torch.tensor(positions, device=device), groups)
 

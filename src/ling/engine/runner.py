@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ling.engine.cache import PagedCache, Part, lay_out
+from ling.engine.whole_step import WholeStep, whole_draft, whole_model
 from ling.errors import BackendError
 from ling.model import CausalLM
 from ling.ops.backend import use_backend
 from ling.ops.invariant import ROWS
-from ling.ops.rope import RopeTable
+from ling.ops.rope import Rope, RopeTable
 
 DRAFT_LAYER_OFFSET = 1
 """Slot i of the MTP layer joins token i with the hidden state of token i - 1, whose position it has."""
@@ -38,6 +39,8 @@ class Runner:
         self.invariant = invariant
         self._backend: str | None = None
         self._multiple = 1
+        with torch.inference_mode():
+            self._whole, self._whole_draft = whole_model(model, cache), whole_draft(model, cache)
         self._rotations = RopeTable(model.config, longest, cache.dtype, cache.device)
         if invariant and not self._runs_through("cpu"):
             self._backend, self._multiple = "invariant", ROWS
@@ -50,12 +53,18 @@ class Runner:
     @torch.inference_mode()
     def forward(self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]]) -> tuple[list[Tensor], bool]:
         """Run the new tokens of each part; return their hidden states, (n, H) per part, and whether all are finite."""
-        batch = lay_out(self.cache, parts, multiple=self._multiple)
-        ids = [t for i in batch.order for t in tokens[i]]
-        ids += [0] * (len(batch.positions) - len(ids))
         with self._prepared():
-            hidden = self.model(torch.tensor(ids, device=self.device), batch.positions, batch).hidden
-        return _by_part(hidden, parts, batch.order), math.isfinite(hidden.sum().item())
+            whole = _suiting(self._whole, parts)
+            batch = lay_out(self.cache, parts, multiple=self._multiple, together=whole is not None)
+            ids = [t for i in batch.order for t in tokens[i]]
+            ids += [0] * (len(batch.positions) - len(ids))
+            rows = torch.tensor(ids, device=self.device)
+            if whole is not None:
+                hidden, finite = whole(self.model.model.embed(rows), self._rotate(batch.positions), batch)
+            else:
+                hidden = self.model(rows, batch.positions, batch).hidden
+                finite = math.isfinite(hidden.sum().item())
+        return _by_part(hidden, parts, batch.order), finite
 
     @torch.inference_mode()
     def draft(
@@ -66,15 +75,20 @@ class Runner:
         hidden  per part (n, H) of the tokens before those: the main model's, or the layer's own for a second draft
         return  per part (n, H)
         """
-        batch = lay_out(self.cache, parts, multiple=self._multiple)
-        ids = [t for i in batch.order for t in tokens[i]]
-        rows = torch.cat([hidden[i] for i in batch.order])
-        if padding := len(batch.positions) - len(ids):
-            ids += [0] * padding
-            rows = pad(rows, (0, 0, 0, padding))
-        positions = (batch.positions - DRAFT_LAYER_OFFSET).clamp_min(0)
         with self._prepared():
-            out = self.model.draft(0, torch.tensor(ids, device=self.device), rows, positions, batch)
+            whole = _suiting(self._whole_draft, parts)
+            batch = lay_out(self.cache, parts, multiple=self._multiple, together=whole is not None)
+            ids = [t for i in batch.order for t in tokens[i]]
+            rows = torch.cat([hidden[i] for i in batch.order])
+            if padding := len(batch.positions) - len(ids):
+                ids += [0] * padding
+                rows = pad(rows, (0, 0, 0, padding))
+            positions = (batch.positions - DRAFT_LAYER_OFFSET).clamp_min_(0)
+            ahead = torch.tensor(ids, device=self.device)
+            if whole is not None:
+                out, _ = whole(self.model.model.embed(ahead), self._rotate(positions), batch, rows)
+            else:
+                out = self.model.draft(0, ahead, rows, positions, batch)
         return _by_part(out, parts, batch.order)
 
     @torch.inference_mode()
@@ -84,6 +98,9 @@ class Runner:
         with self._prepared():
             logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
         return logits[: len(hidden)] if padding else logits
+
+    def _rotate(self, positions: Tensor) -> Rope:
+        return self._rotations(positions, self.model.config, torch.float32)
 
     def _runs_through(self, backend: str) -> bool:
         """Whether every op of the model that has such a back end can use it; from now on it does, if so."""
@@ -108,6 +125,14 @@ class Runner:
                 yield
         finally:
             network.rotate = before
+
+
+def _suiting(whole: WholeStep | None, parts: SequenceOf[Part]) -> WholeStep | None:
+    """Return `whole` if it is the way to run these parts."""
+    if whole is None:
+        return None
+    counts = [part.num_new for part in parts]
+    return whole if whole.suits(sum(counts), max(counts)) else None
 
 
 def _by_part(rows: Tensor, parts: SequenceOf[Part], order: list[int]) -> list[Tensor]:

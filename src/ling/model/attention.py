@@ -30,9 +30,10 @@ class Attention(nn.Module):
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return batch.attend(self.layer, q, k, v)
 
-        return attention_step(x, self._weights(), self.heads, rope, attend)
+        return attention_step(x, self.weights(), self.heads, rope, attend)
 
-    def _weights(self) -> AttentionWeights:
+    def weights(self) -> AttentionWeights:
+        """Return the weights as ops take them."""
         qkv, dense = self.query_key_value, self.dense
         norms = (_weight(self.query_layernorm), _weight(self.key_layernorm))
         return AttentionWeights(quantity_of(qkv), qkv.bias, *norms, quantity_of(dense), dense.bias)

@@ -11,7 +11,7 @@ from ling.model.mlp import MLP
 from ling.model.packed import PackedPlace
 from ling.model.pinned import PinnedDtype
 from ling.ops.fp8 import Fp8BlockWeight, num_blocks
-from ling.ops.linear import Weight
+from ling.ops.linear import Projection, Weight
 from ling.ops.moe import MixExperts, MoeWeights, moe_layer
 from ling.ops.packed import PackedFormat
 from ling.ops.router import RouterRule, Routing
@@ -107,7 +107,7 @@ class SparseMoe(nn.Module):
         self.rule = RouterRule(model.num_experts_per_tok, model.n_group, model.topk_group, model.routed_scaling_factor)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        shared = None if self.shared_experts is None else self.shared_experts.quantities()
+        shared = self._shared()
 
         def apply(x: Tensor, gate_up: Weight, down: Weight) -> tuple[Tensor, Routing]:
             def apply_routed(x: Tensor, gate: Tensor, bias: Tensor | None) -> tuple[Tensor, Routing]:
@@ -118,3 +118,11 @@ class SparseMoe(nn.Module):
 
         output: tuple[Tensor, Routing] = self.experts(apply, x)
         return output
+
+    def weights(self) -> MoeWeights:
+        """Return the weights as ops take them, of experts that are all here."""
+        gate = self.gate
+        return MoeWeights(gate.weight, gate.expert_bias, *self.experts.quantities(), self._shared())
+
+    def _shared(self) -> tuple[Weight | Projection, Weight | Projection, Weight | Projection] | None:
+        return None if self.shared_experts is None else self.shared_experts.quantities()

@@ -38,6 +38,11 @@ T = TypeVar("T")
 _forced: str | None = None
 
 
+def forced_backend() -> str | None:
+    """Return the back end that `use_backend` forces now, or None."""
+    return _forced
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force every op that has a back end called `name` to use it; BackendError from the op that cannot."""

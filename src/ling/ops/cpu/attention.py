@@ -58,29 +58,36 @@ def forward(
     attend: "attention.Attend",
 ) -> Tensor:
     x = x.contiguous()
-    A, K, D, eps = heads
+    A, K, D, _ = heads
     N = x.shape[0]
     q, k, v = torch.empty(N, A, D), torch.empty(N, K, D), torch.empty(N, K, D)
-    projection = weights.query_key_value
-    assert projection.shape == ((A + 2 * K) * D, x.shape[1]), (projection.shape, heads, x.shape)  # type: ignore[union-attr]
     assert rope.cos.shape == rope.sin.shape, (rope.cos.shape, rope.sin.shape)
     assert rope.cos.shape[0] == N, (rope.cos.shape, N)
-    bias = weights.query_key_value_bias
-    assert bias is None or bias.numel() == (A + 2 * K) * D, (bias.shape, heads)
-    for norm in (weights.query_layernorm, weights.key_layernorm):
-        assert norm is None or norm.numel() == D, (norm.shape, D)
-    described = _describe(
-        lib.fields(projection, (A + 2 * K) * D),  # type: ignore[arg-type]
-        lib.address(bias),
-        lib.address(weights.query_layernorm),
-        lib.address(weights.key_layernorm),
-        (A, K, D, 2 * rope.cos.shape[1]),
-        eps,
-    )
+    described = describe(weights, heads, x.shape[1], 2 * rope.cos.shape[1])
     pointers = [part.data_ptr() for part in (*rope, q, k, v)]
     lib.check(lib.opened().heads(x.data_ptr(), N, torch.get_num_threads(), described, *pointers))
     seen = attend(q, k, v).flatten(1).contiguous()
     return project(seen, weights.dense, weights.dense_bias, weights.dense.shape[0])  # type: ignore[arg-type, union-attr]
+
+
+def describe(
+    weights: "attention.AttentionWeights", heads: "attention.HeadShape", H: int, rotated: int
+) -> "ctypes._Pointer[CHeads]":
+    """Describe everything before attention; `rotated` channels of each head turn."""
+    A, K, D, eps = heads
+    projection, bias = weights.query_key_value, weights.query_key_value_bias
+    assert projection.shape == ((A + 2 * K) * D, H), (projection.shape, heads, H)  # type: ignore[union-attr]
+    assert bias is None or bias.numel() == (A + 2 * K) * D, (bias.shape, heads)
+    for norm in (weights.query_layernorm, weights.key_layernorm):
+        assert norm is None or norm.numel() == D, (norm.shape, D)
+    return _describe(
+        lib.fields(projection, (A + 2 * K) * D),  # type: ignore[arg-type]
+        lib.address(bias),
+        lib.address(weights.query_layernorm),
+        lib.address(weights.key_layernorm),
+        (A, K, D, rotated),
+        eps,
+    )
 
 
 @lru_cache(maxsize=4096)

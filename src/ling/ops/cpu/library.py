@@ -49,6 +49,7 @@ _SIGNATURES = {
     "ling_rms_norm": [_pointer, _pointer, _int64, _int64, _pointer, _int64, ctypes.c_double],
     "ling_heads": [_pointer, _int64, _int64, *[_pointer] * 6],
     "ling_attend": [_pointer, _pointer, _int64, _int64, _pointer],
+    "ling_stack": [_pointer, _pointer, _int64, _int64, _pointer, _pointer],
     "ling_pack": [_pointer, _int64, _int64, _int64, _int64, _pointer, _pointer],
 }
 
@@ -65,7 +66,7 @@ class Library:
             getattr(self._c, name).argtypes = arguments
         c = self._c
         self.linear, self.mlp, self.moe, self.rms_norm = c.ling_linear, c.ling_mlp, c.ling_moe, c.ling_rms_norm
-        self.heads, self.attend, self.pack = c.ling_heads, c.ling_attend, c.ling_pack
+        self.heads, self.attend, self.stack, self.pack = c.ling_heads, c.ling_attend, c.ling_stack, c.ling_pack
         self.level = ""
         self._choose(None)
 

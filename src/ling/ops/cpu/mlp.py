@@ -36,11 +36,15 @@ def why_not_weights(gate: Any, up: Any, down: Any) -> str | None:
 def forward(x: Tensor, gate_proj: Any, up_proj: Any, down_proj: Any) -> Tensor:
     x = x.contiguous()
     y = torch.empty_like(x)
-    described = _describe(*fields(gate_proj, up_proj, down_proj))
+    described = describe(gate_proj, up_proj, down_proj)
     lib.check(
         lib.opened().mlp(x.data_ptr(), y.data_ptr(), x.numel() // x.shape[-1], torch.get_num_threads(), described)
     )
     return y
+
+
+def describe(gate: Any, up: Any, down: Any) -> "ctypes._Pointer[CMlp]":
+    return _describe(*fields(gate, up, down))
 
 
 def fields(

@@ -37,8 +37,12 @@ class CMoe(ctypes.Structure):
 def why_not(x: Tensor, weights: "MoeWeights", rule: RouterRule, mix: "MixExperts | None" = None) -> str | None:
     if mix is not None:
         return "experts are elsewhere"
-    gate_up, down = weights.gate_up_proj, weights.down_proj
-    reason = lib.why_not_rows(x) or lib.why_not_weight(gate_up) or lib.why_not_weight(down)
+    return lib.why_not_rows(x) or why_not_weights(weights)
+
+
+def why_not_weights(weights: "MoeWeights") -> str | None:
+    """Why the weights of a sparse layer cannot be taken, or None."""
+    reason = lib.why_not_weight(weights.gate_up_proj) or lib.why_not_weight(weights.down_proj)
     reason = reason or lib.why_not_values(weights.gate) or lib.why_not_values(weights.expert_bias)
     if reason is None and weights.shared is not None:
         reason = mlp.why_not_weights(*weights.shared)
@@ -61,10 +65,14 @@ def forward(
         torch.empty(N, k),
         torch.empty(E, dtype=torch.int64),
     )
-    described = _describe(*_fields(weights, x.shape[1]), rule)
+    described = describe(weights, x.shape[1], rule)
     pointers = [part.data_ptr() for part in routing]
     lib.check(lib.opened().moe(x.data_ptr(), y.data_ptr(), N, torch.get_num_threads(), described, *pointers))
     return y, routing
+
+
+def describe(weights: "MoeWeights", H: int, rule: RouterRule) -> "ctypes._Pointer[CMoe]":
+    return _describe(*_fields(weights, H), rule)
 
 
 def _fields(w: "MoeWeights", H: int) -> tuple[Any, ...]:

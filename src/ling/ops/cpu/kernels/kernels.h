@@ -83,6 +83,33 @@ typedef struct {
     float *key_scales, *value_scales; /* (blocks, P, K) of codes, what they are multiplied by */
 } Paged;
 
+typedef struct {
+    const float *input_norm, *post_norm; /* (H,) */
+    Heads heads;
+    Matrix dense; /* (H, A * D) */
+    const float *dense_bias;
+    Paged cache; /* keys, values and how they lie; what a step brings is filled in for it */
+    Moe moe;     /* E 0: the layer is dense */
+    Mlp mlp;
+} Layer;
+
+typedef struct {
+    const float *embedding_norm, *hidden_norm; /* (H,) of an MTP layer */
+    Matrix join;                               /* (H, 2H) of one; codes NULL: these are main layers */
+    const Layer *layers;
+    int64_t num_layers, H;
+    const float *final_norm;
+    double eps;
+} Stack;
+
+/* What one step brings. */
+typedef struct {
+    const float *hidden;    /* (N, H) that an MTP layer joins with embeddings */
+    const float *cos, *sin; /* (N, rotated / 2) */
+    const int64_t *slots, *tables, *spans; /* as in Paged */
+    int64_t B, T;
+} Step;
+
 /* All return 0, or 1 where memory ran out. */
 typedef struct {
     const char *name;
@@ -92,6 +119,7 @@ typedef struct {
     int (*rms_norm)(const Rows *, const float *weight, int64_t H, double eps);
     int (*heads)(const Rows *, const Heads *, const float *cos, const float *sin, float *q, float *k, float *v);
     int (*attend)(const Rows *, const Paged *);
+    int (*stack)(const Rows *, const Stack *, const Step *); /* 2: what came out is not finite */
     int (*pack)(const Rows *, int64_t K, int64_t format, uint8_t *codes, uint16_t *scales);
 } Level;
 

@@ -16,6 +16,7 @@
 #include "held.h"
 #include "attention_piece.h"
 #include "attention.h"
+#include "stack.h"
 #include "pack.h"
 
-const Level LEVEL_TABLE = {LEVEL_NAME, linear, mlp, moe, rms_norm, heads, attend, pack};
+const Level LEVEL_TABLE = {LEVEL_NAME, linear, mlp, moe, rms_norm, heads, attend, stack, pack};

@@ -29,7 +29,7 @@ const char *ling_choose_level(const char *name) {
 }
 
 /* Memory is kept for the next call: a step makes the same calls layer after layer. */
-enum { SLOTS = 4 };
+enum { SLOTS = 5 };
 static _Thread_local struct {
     void *memory;
     int64_t bytes;
@@ -84,6 +84,11 @@ int ling_heads(const float *x, int64_t N, int64_t threads, const Heads *h, const
 int ling_attend(const float *q, float *out, int64_t N, int64_t threads, const Paged *p) {
     Rows r = {q, out, N, threads};
     return chosen->attend(&r, p);
+}
+
+int ling_stack(const float *x, float *y, int64_t N, int64_t threads, const Stack *s, const Step *step) {
+    Rows r = {x, y, N, threads};
+    return chosen->stack(&r, s, step);
 }
 
 int ling_pack(const float *w, int64_t M, int64_t K, int64_t threads, int64_t format, uint8_t *codes, uint16_t *scales) {

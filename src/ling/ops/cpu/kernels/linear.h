@@ -1,6 +1,6 @@
 /* One matrix times N rows; and the SwiGLU feed-forward, two such steps with the gate between them. */
 
-enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS };
+enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS, SCRATCH_STACK };
 
 /* The rows of x as m wants them; NULL codes and values where memory ran out. Filled by `fill_input` in parallel. */
 static Input make_input(const float *x, int64_t N, const Matrix *m, int slot) {
@@ -69,10 +69,8 @@ static void gate_group(const Matrix *gate, const Matrix *up, int64_t group, cons
     float g[2][TOKENS][TILE], u[2][TOKENS][TILE];
     int64_t tiles = tiles_of(h->width);
     int halves = 2 * group + 1 < tiles ? 2 : 1;
-    for (int half = 0; half < halves; half++) {
-        times(gate, 2 * group + half, in, rows, T, g[half]);
-        times(up, 2 * group + half, in, rows, T, u[half]);
-    }
+    for (int half = 0; half < halves; half++) times(gate, 2 * group + half, in, rows, T, g[half]);
+    for (int half = 0; half < halves; half++) times(up, 2 * group + half, in, rows, T, u[half]);
     for (int t = 0; t < T; t++) {
         V a = v_swiglu(v_load(g[0][t]), v_load(u[0][t]));
         V b = halves == 2 ? v_swiglu(v_load(g[1][t]), v_load(u[1][t])) : v_set(0.0f);
