@@ -3,7 +3,7 @@
     python -m benchmarks.run cpu_kernels
 
 Weights are random and pass through more memory than any cache holds. On a machine that is not quiet the fastest run
-says most; the bandwidth is that of the fastest sum over 512 MiB, taken beside each kernel.
+says most; the bandwidth is that of the fastest pass over 256 MiB, taken beside each kernel.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.cpu_race.bursts import bandwidth
 from benchmarks.results import describe_machine, save
 from ling.checkpoint import load_model
 from ling.checkpoint.packing import MIXED, Weights, matrices, pack
@@ -219,14 +220,8 @@ def work(seconds: list[float], operations: float) -> dict[str, Any]:
     return {"ms": round(1e3 * min(seconds), 2), "gop_per_s": round(operations / min(seconds) / 1e9)}
 
 
-def bandwidth() -> float:
-    """Return GB/s of the fastest of a few sums over memory that no cache holds."""
-    return _STREAM.nbytes / min(times(lambda _: _STREAM.sum(), 6)) / 1e9
-
-
 _CODES = torch.randint(1, 255, (2**22,), dtype=torch.uint8)
 _FLOATS = 0.02 * torch.randn(2**22)
-_STREAM = torch.ones(MOVED_BYTES // 4)
 
 if __name__ == "__main__":
     main()
