@@ -1,7 +1,7 @@
 """The loss of FP8 products against BF16's: same data, same tokens, several seeds, and the noise that any change makes.
 
     python -m benchmarks.fp8_loss_gap [--tokens N] [--seeds N] [--perturbed N] [--arms NAME ...] [--workers N]
-                                      [--runs FILE]
+                                      [--runs FILE] [--snapshots DIR]
 
 Both arms train a small Ling in float32 but for the operands of the blocks' products, which are rounded to bfloat16, or
 quantised to FP8; sums are float32 in both. So nothing but the operands differs. Compared is the mean loss of the
@@ -9,7 +9,8 @@ last fifth of the run, batch by batch the same, and that of held-out documents. 
 bfloat16 runs whose first weights differ in a last bit: routing lets such a difference grow to what chance alone does.
 
 The bound on the mean gap of n seeds: 0.25 %, or 2 sigma / sqrt(n) if that is more; sigma is that of the difference
-between two such runs. Finished runs stay in a file: the same command goes on with what is missing.
+between two such runs. Finished runs stay in a file: the same command goes on with what is missing, and in the middle of
+a run if there are snapshots of it, of three float32 copies of the model each.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import torch
 from benchmarks.kept_runs import run_all
 from benchmarks.results import HERE, describe_machine, save
 from benchmarks.rounded_operands import round_operands
+from benchmarks.snapshots import read_snapshot, write_snapshot
 from ling.cli.demo.prepare import Prepared, prepare
 from ling.config.fp8 import Fp8Config
 from ling.config.recipe import Recipe, load_recipe
@@ -47,6 +49,7 @@ ARMS: dict[str, Fp8Config | None] = {
 BOUND_PERCENT = 0.25
 LAST = 0.2
 """Share of the steps whose losses are compared."""
+SNAPSHOT_EVERY = 100
 POINTS = 50
 """Of a kept loss curve."""
 TOKENS_PER_STEP = 2048
@@ -72,8 +75,11 @@ def prepared_for(seed: int, steps: int) -> Prepared:
     return prepare(recipe_of(seed, steps), None)
 
 
-def train(arm: str, seed: int, steps: int, perturbed: int = 0) -> dict[str, Any]:
-    """Train from a seed; `perturbed` numbers a weight that begins one bit away."""
+def train(arm: str, seed: int, steps: int, perturbed: int = 0, snapshots: Path | None = None) -> dict[str, Any]:
+    """Train from a seed; `perturbed` numbers a weight that begins one bit away.
+
+    snapshots  directory, where a run that was killed is gone on with
+    """
     recipe, prepared = recipe_of(seed, steps), prepared_for(seed, steps)
     model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(seed))
     if perturbed:
@@ -85,24 +91,37 @@ def train(arm: str, seed: int, steps: int, perturbed: int = 0) -> dict[str, Any]
         round_operands(model)
     else:
         layers = Fp8Layers(model, config)
-    state = TrainState(model, recipe.optim)
-    began, losses, tokens, measured = time.process_time(), [], 0, None  # a run may be held up
-    for step in range(steps):
+    state, settings = TrainState(model, recipe.optim), {"recipe": WIDE, "steps": steps}
+    file = None if snapshots is None else snapshots / f"{arm}, seed {seed}, perturbed {perturbed}.pt"
+    facts = read_snapshot(file, state, settings) or {"losses": [], "tokens": 0, "seconds": 0.0, "lost": None, "fp8": []}
+    if layers is not None:
+        layers.restore(facts["fp8"], str(file))
+    for step in range(len(facts["losses"]), steps):
+        began = time.process_time()  # not of the clock on the wall: a run may be held up
         if layers is not None:
             layers.begin(step)
         result = train_step(model, state.optimizer, prepared.read_batches(step), recipe, step, guard=state.guard)
-        measured = (layers.judge(step) if layers is not None else None) or measured
-        losses.append(float(result.losses.main))
-        tokens += result.tokens
-    seconds = time.process_time() - began
-    return {
+        if layers is not None:
+            measured = layers.judge(step)
+            facts["lost"] = facts["lost"] if measured is None else measured._asdict()
+            facts["fp8"] = layers.state()
+        facts["losses"].append(float(result.losses.main))
+        facts["tokens"] += result.tokens
+        facts["seconds"] += time.process_time() - began
+        if file is not None and (step + 1) % SNAPSHOT_EVERY == 0:
+            write_snapshot(file, state, facts, settings)
+    losses = facts["losses"]
+    found = {
         "last": statistics.fmean(losses[-max(1, round(LAST * steps)) :]),
         "heldout": heldout(model, prepared),
-        "tokens": tokens,
-        "cpu_seconds": round(seconds, 1),
+        "tokens": facts["tokens"],
+        "cpu_seconds": round(facts["seconds"], 1),
         "curve": curve(losses),
-        "fp8_lost": None if measured is None else measured._asdict(),
+        "fp8_lost": facts["lost"],
     }
+    if file is not None:
+        file.unlink(missing_ok=True)
+    return found
 
 
 def curve(losses: list[float], points: int = POINTS) -> list[float]:
@@ -128,10 +147,12 @@ def heldout(model: CausalLM, prepared: Prepared, tokens: int = 16384) -> float:
     return total / count
 
 
-def tasks_of(arms: list[str], seeds: int, perturbed: int, steps: int) -> dict[str, tuple[Any, ...]]:
+def tasks_of(
+    arms: list[str], seeds: int, perturbed: int, steps: int, snapshots: Path | None = None
+) -> dict[str, tuple[Any, ...]]:
     """Return the arguments of `train` by name: pairs first, so that a part of the runs says something."""
-    pairs = {f"{arm}, seed {s}": (arm, s, steps) for s in range(seeds) for arm in (BASE, *arms)}
-    return pairs | {f"{BASE}, seed 0, perturbed {i}": (BASE, 0, steps, i) for i in range(1, perturbed + 1)}
+    pairs = {f"{arm}, seed {s}": (arm, s, steps, 0, snapshots) for s in range(seeds) for arm in (BASE, *arms)}
+    return pairs | {f"{BASE}, seed 0, perturbed {i}": (BASE, 0, steps, i, snapshots) for i in range(1, perturbed + 1)}
 
 
 def compare(runs: dict[str, dict[str, Any]], arms: list[str], seeds: int, key: str) -> dict[str, Any]:
@@ -160,9 +181,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["fp8"], choices=[a for a in ARMS if a != BASE])
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     parser.add_argument("--runs", type=Path, default=HERE / "fp8-loss-gap-runs.json", help="keeps finished runs")
+    parser.add_argument("--snapshots", type=Path, default=None, help="directory for runs that are under way")
     asked = parser.parse_args()
     steps = -(-asked.tokens // TOKENS_PER_STEP)
-    tasks = tasks_of(asked.arms, asked.seeds, asked.perturbed, steps)
+    tasks = tasks_of(asked.arms, asked.seeds, asked.perturbed, steps, asked.snapshots)
     settings = {"steps": steps, "recipe": WIDE}
     runs = run_all(tasks, train, asked.runs, settings, asked.workers)
     numbers: dict[str, Any] = {"tokens": min(run["tokens"] for run in runs.values()), **settings}

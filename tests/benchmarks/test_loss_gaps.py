@@ -70,7 +70,7 @@ def test_pairs_of_arms_come_before_the_noise_floor() -> None:
     assert list(tasks) == [
         "bfloat16, seed 0", "fp8, seed 0", "bfloat16, seed 1", "fp8, seed 1", "bfloat16, seed 0, perturbed 1",
     ]  # fmt: skip
-    assert tasks["bfloat16, seed 0, perturbed 1"] == ("bfloat16", 0, 10, 1)
+    assert tasks["bfloat16, seed 0, perturbed 1"] == ("bfloat16", 0, 10, 1, None)
 
 
 @pytest.mark.parametrize("steps", [3, 50, 127])
