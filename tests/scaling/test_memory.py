@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from ling.config import PRESETS, ModelConfig, preset
 from ling.errors import ConfigError
 from ling.scaling.activations import Workload
+from ling.scaling.held import MemoryPlan
 from ling.scaling.layout import RECOMPUTE, Layout, check_layout
-from ling.scaling.memory import MemoryPlan, plan_memory
+from ling.scaling.memory import plan_memory
 from ling.scaling.parameters import count_parameters
 from ling.scaling.precision import PRECISIONS
 from ling.scaling.stored import split_into_stages

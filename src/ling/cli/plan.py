@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ling.scaling.search import Candidate, Plan
     from ling.train.plan.simulate import Simulation
 
-PrecisionName = Literal["float32", "bfloat16", "megatron_bf16", "megatron_fp8"]
+PrecisionName = Literal["float32", "bfloat16", "fp8", "lora_fp8", "megatron_bf16", "megatron_fp8"]
 
 
 def plan(
@@ -27,12 +27,13 @@ def plan(
     preset: Annotated[str | None, typer.Option(help="Named shape, such as ling_mini or tiny.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="YAML recipe laid over the preset.")] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Devices in all.")] = 1,
-    gpu: Annotated[str, typer.Option(help="h100, h200, h800, a100, b200; cpu: this machine, measured.")] = "h100",
+    gpu: Annotated[str, typer.Option(help="h100, h200, h800, a100, b200, rtx4090; cpu: this machine.")] = "h100",
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens; the context up to 4096.")] = None,
     global_batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences per step; 16 per device.")] = None,
     micro_batch: Annotated[int | None, typer.Option(min=1, help="Sequences per forward pass; searched.")] = None,
     precision: Annotated[
-        PrecisionName | None, typer.Option(help="What is kept per weight: ours, or the published trainer's.")
+        PrecisionName | None,
+        typer.Option(help="What is kept per weight: ours; LoRA, only planned; or the published trainer's."),
     ] = None,
     imbalance: Annotated[float, typer.Option(min=1.0, help="Rows of the busiest expert rank over the mean.")] = 1.0,
     top: Annotated[int, typer.Option(min=1, help="Layouts to show.")] = 8,
@@ -54,7 +55,7 @@ def plan(
         print_published(as_json)
         return
     from ling.config.recipe import given_keys, load_recipe
-    from ling.scaling.precision import PRECISIONS, with_muon, with_states
+    from ling.scaling.precision import PRECISIONS, with_muon, with_release, with_states
     from ling.scaling.search import Request, search
 
     resolved = load_recipe(preset_name=preset, file=recipe, overrides=overrides or [])
@@ -72,6 +73,8 @@ def plan(
         held = with_states(held, optim.weights, optim.moments, master=optim.master_weights)
     if resolved.optim.method == "muon":
         held = with_muon(held, resolved.optim.muon.chunk_mib)
+    if resolved.optim.in_backward:
+        held = with_release(held)
     sizes = {axis: asked(f"parallel.{axis}") for axis in (*AXES, "expert", "recompute")}
     request = Request(
         gpus=gpus,

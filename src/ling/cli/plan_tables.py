@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from ling.scaling.search import Candidate, Plan, Request
     from ling.train.plan.simulate import Simulation
 
+_PLANNED_ONLY = {
+    "lora_fp8": "\nThe trainer has no LoRA yet: this says what it would take, beside weights of blocks in FP8.",
+}
+"""By precision, what is to be known of one that nothing trains in."""
 _GIB, _MIB = 2**30, 2**20
 _CATEGORIES = {
+    "adapters": "LoRA with its gradients and moments",
+    "copies": "FP8 copies of the weight at hand",
     "master": "master weights",
     "gathered": "gathered weights, with their gradients",
     "dense": "activations, dense blocks",
@@ -37,7 +43,7 @@ def print_plan(
         f"{count_parameters(model).total_with_mtp:,} parameters, {precision}, on {request.gpus} x "
         f"{device.name}: {request.global_batch_size} sequences of {request.sequence_length} per step.\n"
         f"{device.usable_bytes / _GIB:.1f} of {device.memory_gib:.1f} GiB are for tensors. "
-        "Predictions, not measurements."
+        "Predictions, not measurements." + _PLANNED_ONLY.get(precision, "")
     )
     if found.fitting:
         console.print(_layouts(found.fitting[:top]))
@@ -113,7 +119,7 @@ def _time(candidate: "Candidate") -> Table:
 
 
 def _why(candidate: "Candidate", device: "Hardware") -> str:
-    from ling.scaling.memory import largest_categories
+    from ling.scaling.held import largest_categories
 
     peak = candidate.memory.peak
     named = ", ".join(f"{_CATEGORIES.get(k, k)} {v / _GIB:.1f}" for k, v in largest_categories(peak))

@@ -40,6 +40,11 @@ def check_recipe(recipe: "Recipe") -> None:
             )
     for key in needs_one_process(recipe):
         _check_one_process(recipe, key)
+    for axis in ("tensor", "pipeline"):
+        if recipe.optim.in_backward and (size := getattr(recipe.parallel, axis)) != 1:
+            raise ConfigError(
+                f"optim.in_backward does without tensor and pipeline ranks, but parallel.{axis} is {size}; use 1"
+            )
     if recipe.optim.weights == "bfloat16" and recipe.train.precision == "float32":
         raise ConfigError(
             "with optim.weights bfloat16 products are in bfloat16; use train.precision bfloat16 or fp8, not float32"
@@ -71,6 +76,7 @@ def needs_one_process(recipe: "Recipe") -> list[str]:
         "train.precision": (recipe.train.precision, ("fp8",)),
         "optim.weights": (recipe.optim.weights, ("bfloat16",)),
         "optim.moments": (recipe.optim.moments, ("bfloat16", "fp8", "dynamic8")),
+        "optim.clipping": (recipe.optim.clipping, ("update",)),
     }
     return [f"{key} {value}" for key, (value, alone) in asked.items() if value in alone]
 

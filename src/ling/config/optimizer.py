@@ -12,7 +12,10 @@ class MuonConfig:
     """Muon, for the matrices between embedding and head; read if `optim.method` is muon."""
 
     momentum: float = 0.95
-    """Share of the sum of earlier gradients that a step keeps; Nesterov's form."""
+    """Share of the sum of earlier gradients that a step keeps."""
+    nesterov: bool = True
+    """Add this step's gradient to the sum once more. With `optim.in_backward` and several microbatches it cannot be:
+    their gradients are never there together."""
     iterations: int = 5
     """Newton-Schulz iterations."""
     update_rms: float = 0.2
@@ -34,7 +37,10 @@ class MuonConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkipConfig:
-    """Steps whose gradient is thrown away: weights, moments and expert biases stay as they are."""
+    """Steps whose gradient is thrown away: weights, moments and expert biases stay as they are.
+
+    With `optim.in_backward` a spike is one of the loss alone, and what was done before stays done.
+    """
 
     rule: Literal["off", "mad", "sigma"] = "off"
     """A spike is a loss or a gradient norm above the median by `deviations` times 1.4826 median absolute deviations

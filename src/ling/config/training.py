@@ -84,6 +84,13 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     """Applied to matrices only: not to norms, biases or the embedding's padding row."""
+    in_backward: bool = False
+    """Update a layer as soon as backward has made its gradients, which are then forgotten: no more than one layer's are
+    ever there. Of several microbatches each puts its gradients into the moments at once (AdamA, arXiv 2305.19982)."""
+    clipping: Literal["global", "lagged", "update"] = "global"
+    """global: gradients are scaled to `clip_grad_norm` together; lagged: by what the step before would have needed;
+    update: AdamW's rate for a tensor is divided by the root mean square of gradient over root of second moment,
+    where that is above 1 (arXiv 2304.13013), without regard to `clip_grad_norm`."""
     clip_grad_norm: float = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
     expert_bias_update_rate: float = 1e-3
@@ -138,6 +145,22 @@ class OptimConfig:
             raise ConfigError("optim.decay_steps and optim.schedule=wsd go together; set both, or neither")
         for entry in self.lr_multipliers:
             read_multiplier(entry)
+        self._check_in_backward()
+
+    def _check_in_backward(self) -> None:
+        if self.clipping == "lagged" and not self.in_backward:
+            raise ConfigError("optim.clipping lagged is for optim.in_backward; use global, which knows the whole norm")
+        if not self.in_backward:
+            return
+        if self.clipping == "global" and self.clip_grad_norm:
+            raise ConfigError(
+                "optim.in_backward updates layers before the norm of the whole gradient is known; use "
+                "optim.clipping=lagged or update, or optim.clip_grad_norm=0"
+            )
+        muon = {"muon.momentum": self.muon.momentum} if self.method == "muon" else {}
+        for name, decay in {"beta1": self.beta1, "beta2": self.beta2, **muon}.items():
+            if not decay:
+                raise ConfigError(f"optim.in_backward gathers gradients in moments; optim.{name} must be above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

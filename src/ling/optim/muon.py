@@ -74,8 +74,11 @@ class MuonRule:
             del kept, update, values  # before the next ones are made
 
     def _update(self, target: Tensor, gradient: Tensor, momentum: Tensor, parts: Sequence[int]) -> Tensor:
-        nesterov = gradient.to(torch.float32, copy=True).add_(momentum, alpha=self.config.momentum)
-        return self.full_matrix(target, nesterov, lambda whole: self._orthogonalize_(whole, parts))
+        if self.config.nesterov:
+            update = gradient.to(torch.float32, copy=True).add_(momentum, alpha=self.config.momentum)
+        else:
+            update = momentum.to(torch.float32, copy=True)  # which is overwritten
+        return self.full_matrix(target, update, lambda whole: self._orthogonalize_(whole, parts))
 
     def _pieces(self, target: Tensor, parts: Sequence[int]) -> Iterator[slice]:
         """Yield slices of a stack, each small enough for the bound; a matrix is one slice."""

@@ -11,7 +11,7 @@ into it. Noise is no state: it is a function of `optim.rounding_seed`, the numbe
 place in it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ from torch.optim.adamw import adamw
 from ling.config.training import OptimConfig
 from ling.ops.adamw import AdamWRule, Moment
 from ling.ops.noise import noise_key
-from ling.optim.moments import LEAST_ELEMENTS, SCALE, format_of, kind_of, moment_format, zeros
+from ling.optim.clipping import UpdateRatios, mean_square_ratio
+from ling.optim.gather import gather_, share_of
+from ling.optim.moments import LEAST_ELEMENTS, SCALE, kind_of, moment_format, zeros
 from ling.optim.muon import FullMatrix, MuonRule
 from ling.optim.sharding import has_whole_matrices, local, row, through_full_matrix
-from ling.optim.stored import MEAN, SQUARE, CodedMoment, InPlace, Noise, RoundedWeight, Stored
+from ling.optim.stored import InPlace, Noise, RoundedWeight, Stored, as_stored
 from ling.optim.update import adamw_
 
 MUON, ADAMW = "muon", "adamw"
@@ -56,6 +58,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._parts = dict(parts or {})
         self._still_rows = dict(still_rows or {})
         self._rule = MuonRule(optim.muon, full_matrix)
+        self._ratios = UpdateRatios(self._square_ratio)
         every = [parameter for group in self.param_groups for parameter in group["params"]]
         self._names = dict(names or {p: str(i) for i, p in enumerate(every)})
         for group in self.param_groups:
@@ -69,6 +72,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @updates.setter
     def updates(self, count: int) -> None:
+        self._ratios.forget()
         for group in self.param_groups:
             group["updates"] = count
 
@@ -92,16 +96,61 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if group["method"] == MUON:
-                for parameter in parameters:
-                    self._muon_(parameter, group)
-            else:
-                self._adamw_(parameters, group)
-            for parameter in parameters:
-                if "master" in self.state[parameter]:
-                    parameter.copy_(self.state[parameter]["master"])
+            self._update_(group["params"], group)
         self.updates += 1
+
+    @torch.no_grad()
+    def update_(self, parameters: Collection[Tensor]) -> None:
+        """Update those of some parameters that have a gradient; the caller counts `updates`, once for all of a step."""
+        chosen = set(parameters)
+        for group in self.param_groups:
+            self._update_([p for p in group["params"] if p in chosen], group)
+
+    @torch.no_grad()
+    def gather_(self, parameters: Collection[Tensor], microbatch: int) -> None:
+        """Put gradients into the moments, so that an update by those of a later microbatch is one by all of them.
+
+        The second moment takes up the sum of their squares, not the square of their sum (AdamA, arXiv 2305.19982);
+        momentum is exact, as long as it is not Nesterov's.
+        """
+        chosen = set(parameters)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in chosen and parameter.grad is not None:
+                    self._gather_(parameter, group["method"], microbatch)
+
+    def _gather_(self, parameter: Tensor, method: str, microbatch: int) -> None:
+        assert parameter.grad is not None
+        gradient, optim, key = local(parameter.grad).reshape(-1), self._optim, self._key(parameter, f"@{microbatch}")
+        if method == MUON:
+            share = 1 / optim.muon.momentum  # all of a gradient is added, not 1 - momentum of it
+            gather_(gradient, self._flat(parameter, "momentum"), None, key, share, 0.0)
+            return
+        if optim.clipping == "update":
+            self._ratios.add(parameter)
+        mean, square = (self._flat(parameter, k) for k in ("exp_avg", "exp_avg_sq"))
+        gather_(gradient, mean, square, key, share_of(optim.beta1), share_of(optim.beta2))
+
+    def _update_(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
+        parameters = [p for p in parameters if p.grad is not None]
+        if group["method"] == MUON:
+            for parameter in parameters:
+                self._muon_(parameter, group)
+        elif self._optim.clipping == "update":
+            for parameter, ratio in zip(parameters, self._ratios.take(parameters), strict=True):
+                self._adamw_([parameter], {**group, "lr": group["lr"] / max(1.0, ratio)})
+        else:
+            self._adamw_(parameters, group)
+        for parameter in parameters:
+            if "master" in self.state[parameter]:
+                parameter.copy_(self.state[parameter]["master"])
+
+    def _square_ratio(self, parameter: Tensor) -> Tensor:
+        state, optim = self.state[parameter], self._optim
+        assert parameter.grad is not None
+        square = as_stored(self._flat(parameter, "exp_avg_sq"), "square", self._noise(parameter))
+        gradient = local(parameter.grad).reshape(-1)
+        return mean_square_ratio(gradient, square, state["step"], optim.beta2, optim.eps)
 
     def _muon_(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
@@ -119,14 +168,16 @@ class MuonAdamW(torch.optim.Optimizer):
     def _adamw_(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         still = [kept for p in parameters for kept in self._still(p)]
         plain = [p for p in parameters if self._is_float32(p, "exp_avg") and "master" not in self.state[p]]
-        self._fused_(
+        adamw(
             [local(p.detach()) for p in plain],
             [local(p.grad) for p in plain if p.grad is not None],
             [local(self.state[p]["exp_avg"]) for p in plain],
             [local(self.state[p]["exp_avg_sq"]) for p in plain],
+            [],
             [self.state[p]["step"] for p in plain],
-            group,
-        )
+            fused=True, amsgrad=False, maximize=False, lr=group["lr"], weight_decay=group["weight_decay"],
+            beta1=self._optim.beta1, beta2=self._optim.beta2, eps=self._optim.eps,
+        )  # fmt: skip
         in_chunks = set(parameters) - set(plain)
         for parameter in parameters:
             if parameter in in_chunks:
@@ -138,7 +189,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update one parameter piece by piece: neither it nor its gradient or moments are in float32 as a whole."""
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
-        mean, square = (Moment(local(state[k]).view(-1), state.get(k + SCALE)) for k in ("exp_avg", "exp_avg_sq"))
+        mean, square = (self._flat(parameter, k) for k in ("exp_avg", "exp_avg_sq"))
         rule = AdamWRule(
             group["lr"], self._optim.beta1, self._optim.beta2, self._optim.eps, group["weight_decay"],
             self._optim.weight_rounding == "stochastic",
@@ -152,8 +203,8 @@ class MuonAdamW(torch.optim.Optimizer):
         state = self.state[parameter]
         return state.get("master", parameter).dtype == state[key].dtype == torch.float32
 
-    def _key(self, parameter: Tensor) -> int:
-        return noise_key(self._optim.rounding_seed, self.updates, self._names[parameter])
+    def _key(self, parameter: Tensor, part: str = "") -> int:
+        return noise_key(self._optim.rounding_seed, self.updates, self._names[parameter] + part)
 
     def _noise(self, parameter: Tensor) -> Noise:
         return Noise(self._key(parameter), parameter.device)
@@ -164,26 +215,13 @@ class MuonAdamW(torch.optim.Optimizer):
         return RoundedWeight(target, noise if self._optim.weight_rounding == "stochastic" else None)
 
     def _moment(self, parameter: Tensor, key: str, shape: torch.Size, noise: Noise) -> Stored:
-        codes, scale = local(self.state[parameter][key]).view(shape), self.state[parameter].get(key + SCALE)
-        if codes.dtype == torch.float32:
-            return InPlace(codes)
-        kind = kind_of(key)
-        return CodedMoment(codes, scale, format_of(codes.dtype, kind), noise, SQUARE if kind == "square" else MEAN)
+        flat = self._flat(parameter, key)
+        return as_stored(Moment(flat.codes.view(shape), flat.scale), kind_of(key), noise)
 
-    def _fused_(
-        self,
-        targets: list[Tensor],
-        gradients: list[Tensor],
-        means: list[Tensor],
-        squares: list[Tensor],
-        steps: list[Tensor],
-        group: Mapping[str, Any],
-    ) -> None:
-        adamw(
-            targets, gradients, means, squares, [], steps,
-            fused=True, amsgrad=False, maximize=False, lr=group["lr"], weight_decay=group["weight_decay"],
-            beta1=self._optim.beta1, beta2=self._optim.beta2, eps=self._optim.eps,
-        )  # fmt: skip
+    def _flat(self, parameter: Tensor, key: str) -> Moment:
+        """Return what this rank has of a moment, (n,)."""
+        state = self.state[parameter]
+        return Moment(local(state[key]).view(-1), state.get(key + SCALE))
 
     def _still(self, parameter: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return (row, its values) of what must not decay."""

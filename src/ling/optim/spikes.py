@@ -36,9 +36,16 @@ class SpikeGuard:
         self._nonfinite_in_row = 0
         self._history = {name: deque[float](maxlen=config.window) for name in ("loss", "gradient norm")}
 
-    def reason_to_skip(self, step: int, loss: float, grad_norm: float, lr: float) -> str | None:
+    def spike_of(self, loss: float) -> str | None:
+        """Return why a finite loss is a spike, or None; it does not enter the history."""
+        return self._spike("loss", loss)
+
+    def reason_to_skip(
+        self, step: int, loss: float, grad_norm: float, lr: float, *, by_norm: bool = True
+    ) -> str | None:
         """Return why update `step`, counted from 0, is to be skipped, or None; it enters the history.
 
+        by_norm  whether a finite norm is judged and remembered; where updates do not wait for it, it is not
         Raises TrainingError if more steps in a row are not finite than `nonfinite_steps`.
         """
         numbers = {"loss": loss, "gradient norm": grad_norm}
@@ -53,6 +60,8 @@ class SpikeGuard:
             reason: str | None = f"the loss is {loss:g} and the gradient norm {grad_norm:g}"
         else:
             self._nonfinite_in_row = 0
+            if not by_norm:
+                del numbers["gradient norm"]
             reason = next(filter(None, (self._spike(name, value) for name, value in numbers.items())), None)
             for name, value in numbers.items():
                 self._history[name].append(value)

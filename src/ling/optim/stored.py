@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ling.ops.adamw import Moment
 from ling.ops.noise import lane, random_bits
 from ling.ops.rounding import NEAREST, round_to_bfloat16
-from ling.optim.moments import BLOCK_SIZE, MomentFormat
+from ling.optim.moments import BLOCK_SIZE, Kind, MomentFormat, format_of
 
 CHUNK = 2**24
 """Elements that an update holds in float32 at once, at most; a multiple of the moments' blocks."""
@@ -97,6 +98,14 @@ class CodedMoment:
         assert first % BLOCK_SIZE == 0, first
         assert end % BLOCK_SIZE == 0 or end == self.codes.numel(), (end, self.codes.numel())
         return self.scale[first // BLOCK_SIZE : -(-end // BLOCK_SIZE)]
+
+
+def as_stored(moment: Moment, kind: Kind, noise: Noise) -> Stored:
+    """Return a moment's reader and writer, by what it is kept in."""
+    if moment.codes.dtype == torch.float32:
+        return InPlace(moment.codes)
+    lane = SQUARE if kind == "square" else MEAN
+    return CodedMoment(moment.codes, moment.scale, format_of(moment.codes.dtype, kind), noise, lane)
 
 
 def flat_range(tensor: Tensor, here: slice) -> tuple[int, int]:

@@ -6,8 +6,7 @@ from torch.optim.adamw import adamw
 
 from ling.ops.adamw import AdamWRule, Moment
 from ling.ops.backend import op
-from ling.optim.moments import Kind, format_of
-from ling.optim.stored import CHUNK, MEAN, SQUARE, CodedMoment, InPlace, Noise, RoundedWeight, Stored
+from ling.optim.stored import CHUNK, InPlace, Noise, RoundedWeight, Stored, as_stored
 
 
 @op(triton="ling.ops.triton.adamw")
@@ -24,7 +23,7 @@ def adamw_(
     weights: Stored = InPlace(weight)
     if weight.dtype != torch.float32:
         weights = RoundedWeight(weight, noise if rule.stochastic else None)
-    kept = [weights, _stored(mean, "mean", noise), _stored(square, "square", noise)]
+    kept = [weights, as_stored(mean, "mean", noise), as_stored(square, "square", noise)]
     for first in range(0, len(weight), CHUNK):
         here = slice(first, first + CHUNK)
         values = [stored.read(here) for stored in kept]
@@ -36,10 +35,3 @@ def adamw_(
         )  # fmt: skip
         for stored, changed in zip(kept, values, strict=True):
             stored.write(here, changed)
-
-
-def _stored(moment: Moment, kind: Kind, noise: Noise) -> Stored:
-    if moment.codes.dtype == torch.float32:
-        return InPlace(moment.codes)
-    lane = SQUARE if kind == "square" else MEAN
-    return CodedMoment(moment.codes, moment.scale, format_of(moment.codes.dtype, kind), noise, lane)

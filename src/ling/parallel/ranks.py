@@ -168,27 +168,38 @@ class Ranks:
         """Scale gradients so that their norm over all ranks and parameters is `largest` at most; 0 only measures.
 
         return  () float32, the norm before; the same on every rank
+        """
+        norm = self.sum_of_squares(model, list(model.parameters())).sqrt()
+        if largest:
+            scale = (largest / (norm + 1e-6)).clamp(max=1.0)  # torch's own epsilon
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    _local(parameter.grad).mul_(scale)
+        return norm
+
+    @torch.no_grad()
+    def sum_of_squares(self, model: CausalLM, parameters: Sequence[Tensor], piece: int = 0) -> Tensor:
+        """Add up the squares of the gradients of some of `model`'s parameters over all ranks.
+
+        piece   elements that are squared at once; 0: all of a gradient's
+        return  () float32, the same on every rank
 
         Each rank adds up the squares of what it holds, each divided by the number of ranks that hold the same; one
         exchange over all ranks gives the rest, whatever meshes the parameters lie on.
         """
-        with_gradient = [p for p in model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in with_gradient if p.grad is not None]
         twice = model.model.word_embeddings.weight if self.stage.has_copy(model.config) else None
         by_copies: dict[int, list[Tensor]] = defaultdict(list)
-        for parameter, gradient in zip(with_gradient, gradients):
-            by_copies[_copies(gradient, self.layout.stage_ranks) * (1 + (parameter is twice))].append(_local(gradient))
+        for parameter in parameters:
+            if (gradient := parameter.grad) is not None:
+                held = _local(gradient)
+                copies = _copies(gradient, self.layout.stage_ranks) * (1 + (parameter is twice))
+                by_copies[copies] += held.reshape(-1).split(piece) if piece else [held]
         total = torch.zeros((), device=self.device)
-        for copies, held in by_copies.items():
-            total += sum_of_squares(held) / copies
+        for copies, pieces in by_copies.items():
+            total += sum_of_squares(pieces) / copies
         if self._all_group is not None:
             dist.all_reduce(total, group=self._all_group)
-        norm = total.sqrt()
-        if largest:
-            scale = (largest / (norm + 1e-6)).clamp(max=1.0)  # torch's own epsilon
-            for gradient in gradients:
-                _local(gradient).mul_(scale)
-        return norm
+        return total
 
     @property
     def _all_group(self) -> ProcessGroup | None:

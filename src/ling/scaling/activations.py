@@ -2,7 +2,9 @@
 
 Each term is a tensor of `ling.model` and `ling.ops`, read off the code and held to it by tests against the real
 model. `fused` is what our hand-written float32 backward passes save; otherwise it is what autograd saves of
-the plain compositions, which low precision runs (their rounding order is the published one).
+the plain compositions, which low precision runs (their rounding order is the published one). Experts in FP8 are those
+of fused kernels, read off `ling.ops.triton.fp8_experts` and not measured; the emulation for CPUs takes several times
+as much. Other FP8 layers count as in bfloat16, though they keep codes of their inputs.
 
 N tokens of one microbatch on one rank, R = N k routed rows, b bytes of an activation; the router is float32.
 """
@@ -156,6 +158,7 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
         model.hidden_size, model.moe_intermediate_size, model.num_experts, model.num_experts_per_tok,
         precision.compute_bytes,
     )  # fmt: skip
+    code = 1 + 4 / 128  # bytes of a value in FP8 with its share of a scale
     R = N * k * (work.imbalance if layout.expert > 1 else 1.0)
     # Scores, chosen scores and their sum; logits, ids and weights are the block's outputs.
     router = N * (4 * E + 4 * k + 4 + (4 if work.z_loss else 0))
@@ -166,6 +169,12 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
         rows = R * (b * (2 * H + 4 * F) + 4 + 2 * INDEX) + N * rank_visits(model, layout.expert) * (INDEX + k)
         forward = R * (b * 2 * H + 4 * H)
         backward, first = R * (b * (2 * H + 4 * F) + 4 * H), R * 8 * H
+    elif precision.fp8_gemm and precision.sharded == "all":
+        S = R + 15 * E  # experts' rows begin at multiples of 16 (ling.ops.fp8_experts), for the worst counts
+        rows = N * code * H + S * b * 2 * F + INDEX * (S + R)  # codes of tokens, gate and up, both orders
+        forward = S * (code * (H + F) + b * H) + N * b * H  # gathered rows, product, output
+        first = S * (code * H + b * F) + N * code * H  # output gradients as codes, gradient of the product
+        backward = S * (code * (3 * F + H) + b * (2 * F + H))  # product, gradients of gate and up, rows, of rows
     elif precision.fused:
         rows = R * (b * (H + 2 * F) + 4 + 2 * INDEX)  # gathered rows, gate and up, weight, both orders
         forward = R * b * (2 * F + H) + N * b * H

@@ -52,6 +52,10 @@ HARDWARE = {
         name="B200 180GB SXM", bf16_tflops=2250, float32_tflops=75, memory_gib=178.3, memory_gb_per_second=7700,
         link_gb_per_second=900, network_gb_per_second=50,
     ),
+    "rtx4090": Hardware(
+        name="RTX 4090 24GB", bf16_tflops=165.2, float32_tflops=82.6, memory_gib=23.6, memory_gb_per_second=1008,
+        link_gb_per_second=25, network_gb_per_second=12.5,
+    ),
 }  # fmt: skip
 """By the name that `ling plan --gpu` takes; "cpu" is measured where it runs."""
 

@@ -8,12 +8,11 @@ What it leaves out: the framework's own memory (CUDA context, communication buff
 kernels), for which `hardware.USABLE_FRACTION` keeps room.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-
 from ling.config import ModelConfig
 from ling.scaling.activations import INDEX, BlockBytes, Workload, block_bytes, norm_bytes, tokens_per_rank
+from ling.scaling.held import CATEGORIES, Bytes, MemoryPlan
 from ling.scaling.layout import Layout, check_layout
+from ling.scaling.parameters import count_adapters
 from ling.scaling.precision import Precision
 from ling.scaling.stored import Stage, Unit, distinct_stages, split_into_stages
 
@@ -21,56 +20,10 @@ CHUNK_ELEMENTS, MIN_CHUNK_ROWS = 2**21, 64
 """Logits at once, and fewest rows (ling.ops.torch.cross_entropy)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bytes:
-    """Bytes at one moment."""
-
-    parameters: float = 0
-    """As kept between steps: this rank's shards, or everything where nothing is sharded."""
-    gradients: float = 0
-    master: float = 0
-    """Float32 copies of parameters that are kept in fewer bytes."""
-    moments: float = 0
-    gathered: float = 0
-    """Whole weights of the blocks that run, in the compute dtype, and their gradients before they are shared out."""
-    dense: float = 0
-    """Activations of dense blocks."""
-    sparse: float = 0
-    """Activations of blocks with experts."""
-    mtp: float = 0
-    """Activations of MTP blocks."""
-    loss: float = 0
-    """A chunk of logits; gradients of head and hidden states that the loss makes on its way forward."""
-    dispatch: float = 0
-    """Buffers between expert ranks."""
-    working: float = 0
-    """What the operation at hand needs beside its saved inputs."""
-    inputs: float = 0
-    """Token ids, positions, labels, rotation tables."""
-
-    @property
-    def total(self) -> float:
-        return sum(getattr(self, name) for name in CATEGORIES)
-
-
+ADAPTER_BYTES = 16
+"""Per weight of an adapter: itself, its gradient and its moments in float32."""
 _UPDATE_BYTES = 12
 """Per weight, of what Muon makes an update of: float32, and its products in bfloat16."""
-CATEGORIES = tuple(f.name for f in fields(Bytes))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
-    """The fullest moment of a step on the fullest rank."""
-
-    peak: Bytes
-    moment: str
-    """When: "forward of block 3, feed-forward", "loss", "update", ..."""
-    resting: Bytes
-    """Between steps."""
-    stage: int
-    """Of the pipeline."""
-    totals: dict[str, float]
-    """Bytes by moment, in the order of a step."""
 
 
 def plan_memory(model: ModelConfig, layout: Layout, work: Workload, precision: Precision) -> MemoryPlan:
@@ -91,10 +44,10 @@ class _Walk:
         self.seen = self.stream * layout.tensor
         """Of the tokens of all tensor ranks, which meet this rank's words."""
         self.vocabulary = model.vocab_size // layout.tensor * model.hidden_size
-        self.gathers = precision.sharded == "all" and (
-            layout.weight_shards > 1 or precision.parameter != precision.compute_bytes
-        )
-        self.accumulates = work.microbatches > 1 or precision.sharded == "optimizer"
+        self.words_gradient = 0 if precision.frozen else precision.compute_bytes * self.vocabulary
+        rounds = precision.parameter != precision.compute_bytes and not precision.frozen
+        self.gathers = precision.sharded == "all" and (layout.weight_shards > 1 or rounds)
+        self.accumulates = precision.sharded == "optimizer" or (work.microbatches > 1 and not precision.releases)
         self.units = (*stage.blocks, *stage.mtp)
         kinds = {unit.kind for unit in self.units}
         by_kind = {kind: block_bytes(model, kind, work, layout, precision) for kind in kinds}
@@ -121,7 +74,10 @@ class _Walk:
 
     def _keep_state(self) -> None:
         p, units = self.precision, self.stage.units
-        self._hold("parameters", sum(p.parameter * self._part(u, p.sharded == "all") for u in units))
+        words = p.compute_bytes if p.frozen else p.parameter
+        kept = [words if u not in self.units else p.parameter for u in units]
+        self._hold("parameters", sum(k * self._part(u, p.sharded == "all") for k, u in zip(kept, units)))
+        self._hold("adapters", ADAPTER_BYTES * count_adapters(self.model, p.adapter_rank))
         self._hold("master", sum(p.master * self._part(u) for u in units))
         if not p.paged_moments:
             blocks = p.moments if p.matrix_moments is None else p.matrix_moments
@@ -132,7 +88,7 @@ class _Walk:
     def _begin(self) -> None:
         ids, tables = INDEX * (3 + 2 * len(self.stage.mtp)), self.model.rotated_dim * self.precision.compute_bytes
         self._hold("inputs", self.N * (ids + tables))
-        if self.work.microbatches > 1 and self.precision.sharded == "all":
+        if self.accumulates and self.precision.sharded == "all":
             self._hold("gradients", sum(self._gradient(u) for u in self.stage.units))
         if self.gathers:  # embedding and head are needed first and last, and stay
             roots = [u for u in self.stage.units if u not in self.units]
@@ -151,6 +107,7 @@ class _Walk:
             self._note(
                 f"forward of {self._name(i)}",
                 {category: b.saved, "gathered": whole, "dispatch": b.feed_forward.dispatch},
+                copies=self._codes(unit, 1),
                 working=max(b.attention.forward - b.feed_forward.saved, b.feed_forward.forward) + residual,
             )
             self._hold(category, b.kept)
@@ -172,13 +129,15 @@ class _Walk:
             self._hold("loss", heads * self.stream)
             return
         low = p.compute_bytes if p.compute_bytes < 4 else 0
-        one, scaled = self.seen + 4 * self.vocabulary, self.seen + (4 + low) * self.vocabulary
+        learnt = 0 if p.frozen else self.vocabulary
+        one, scaled = self.seen + 4 * learnt, self.seen + (4 + low) * learnt
         rows = min(self.N * self.layout.tensor, max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // V))
-        chunk = rows * (V * (4 + low) + 2 * self.model.hidden_size * p.compute_bytes) + low * self.vocabulary
+        chunk = rows * (V * (4 + low) + 2 * self.model.hidden_size * p.compute_bytes) + low * learnt
         self._note("loss", loss=heads * one + chunk)
         self._note("backward of the loss", loss=heads * one + scaled)
         self._hold("loss", heads * self.stream)
-        self._hold("gradients", 0 if self._adds_in_place() else p.compute_bytes * self.vocabulary)
+        is_used_up = self._adds_in_place() or p.releases
+        self._hold("gradients", 0 if is_used_up else self.words_gradient)
 
     def _backward(self) -> None:
         p = self.precision
@@ -195,11 +154,13 @@ class _Walk:
             self._note(
                 f"backward of {name}, feed-forward, before its gradients",
                 {category: b.saved + again, "dispatch": b.feed_forward.dispatch, "gathered": whole},
+                copies=self._codes(unit, 2),
                 working=b.feed_forward.backward_first,
             )
             self._note(
                 f"backward of {name}, feed-forward",
                 {category: b.saved + again, "dispatch": b.feed_forward.dispatch, **common},
+                copies=self._codes(unit, 2),
                 working=b.feed_forward.backward,
             )
             self._note(
@@ -208,25 +169,28 @@ class _Walk:
                 working=b.attention.backward,
             )
             self._hold("working", -b.logits if self.stage.head is not None else 0)
-            if not self.accumulates:
+            if p.releases:
+                self._note(f"update of {name}", gradients=self._gradient(unit), working=self._update_bytes(unit))
+            elif not self.accumulates:
                 self._hold("gradients", self._gradient(unit))
             if unit.kind == "mtp" and not self._adds_in_place():
-                self._hold("gradients", p.compute_bytes * self.vocabulary)  # of the embedding of tokens ahead
+                self._hold("gradients", self.words_gradient)  # of the embedding of tokens ahead
 
     def _finish(self, resting: Bytes) -> None:
         p, reads = self.precision, self.stage.embedding is not None
         if reads and p.sharded == "all":
-            self._note("backward of the embedding", gradients=p.compute_bytes * self.vocabulary)
+            self._note("backward of the embedding", gradients=self.words_gradient)
         if self.gathers:
             roots = sum(u.total for u in self.stage.units if u not in self.units)
-            extra = p.compute_bytes * self.vocabulary * reads
+            extra = self.words_gradient * reads
             self._note("reducing embedding and head", gathered=extra + p.gradient * roots)
+        if p.releases:
+            return
         held = sum(b.outputs for b in self.bytes) + self.stream * (1 + len(self.stage.mtp))
         self.held = {name: getattr(resting, name) for name in CATEGORIES}
         if p.sharded == "all":
             self._hold("gradients", sum(self._gradient(u) for u in self.stage.units))
-        largest = max((unit.sharded(self.layout) for unit in self.units), default=0)
-        self._note("update", working=held + min(p.update, _UPDATE_BYTES * largest))
+        self._note("update", working=held + max(map(self._update_bytes, self.units), default=0))
 
     # ---- sizes ----
 
@@ -235,6 +199,17 @@ class _Walk:
 
     def _gradient(self, unit: Unit) -> float:
         return self.precision.gradient * self._part(unit, self.precision.sharded == "all")
+
+    def _update_bytes(self, unit: Unit) -> float:
+        return min(self.precision.update, _UPDATE_BYTES * unit.sharded(self.layout))
+
+    def _codes(self, unit: Unit, copies: int) -> float:
+        """Bytes of the FP8 codes of the block's largest weight, made so many times; once less where it is codes."""
+        if not self.precision.fp8_gemm or self.precision.sharded != "all":
+            return 0
+        m = self.model
+        largest = unit.experts * 2 / 3 if unit.experts else m.hidden_size * max(m.intermediate_size, m.qkv_dim)
+        return (copies - self.precision.frozen) * largest
 
     def _adds_in_place(self) -> bool:
         """Whether a gradient goes into a buffer that is there anyway."""
@@ -272,9 +247,3 @@ class _Walk:
 
 def _category(unit: Unit) -> str:
     return unit.kind
-
-
-def largest_categories(held: Bytes, count: int = 2) -> Sequence[tuple[str, float]]:
-    """Return names and bytes of the largest categories."""
-    named = [(name, float(getattr(held, name))) for name in CATEGORIES]
-    return sorted(named, key=lambda item: -item[1])[:count]

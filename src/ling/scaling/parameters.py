@@ -58,6 +58,23 @@ def count_attention(model: ModelConfig) -> int:
     return weights + (H if model.use_bias else 0)
 
 
+def count_adapters(model: ModelConfig, rank: int) -> int:
+    """Count the weights of LoRA of a rank beside attention, dense feed-forwards and shared experts, MTP included.
+
+    Routed experts have none: with one each they would weigh as much as everything else together.
+    """
+    H, q_dim = model.hidden_size, model.num_attention_heads * model.head_dim
+    layers = model.num_hidden_layers + model.num_nextn_predict_layers
+    dense = model.first_k_dense_replace
+    attention = (H + model.qkv_dim) + (q_dim + H)
+
+    def feed_forward(width: int) -> int:
+        return 3 * (H + width) if width else 0
+
+    shared = (layers - dense) * feed_forward(model.shared_expert_dim)
+    return rank * (layers * attention + dense * feed_forward(model.intermediate_size) + shared)
+
+
 def _moe(model: ModelConfig, experts: int) -> int:
     H = model.hidden_size
     routed = 3 * H * model.moe_intermediate_size * experts

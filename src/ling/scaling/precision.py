@@ -27,6 +27,8 @@ class Precision:
     chunked_loss: bool
     """Whether the loss is computed in chunks of rows, so that no logits of all tokens exist."""
     fp8_gemm: bool = False
+    adapter_rank: int = 0
+    """Of LoRA beside weights that stay as they are, embedding and head in the compute dtype; 0: the weights learn."""
     recomputes_layer: bool = False
     """Whether selective recompute means a whole sparse layer, not the routed experts alone."""
     matrix_moments: float | None = None
@@ -34,8 +36,15 @@ class Precision:
     Adam, are less than a hundredth of them."""
     update: float = 0
     """Bytes that an update is given at most."""
+    releases: bool = False
+    """Whether a layer's gradients are used up as soon as backward has made them (ling.train.in_backward)."""
     paged_moments: bool = False
     """Moments lie where the allocator does not count them, and may move to the host."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights themselves stay as they are."""
+        return self.adapter_rank > 0
 
     @property
     def compute_bytes(self) -> int:
@@ -57,6 +66,11 @@ def with_states(precision: Precision, weights: str, moments: str, *, master: boo
     )  # fmt: skip
 
 
+def with_release(precision: Precision) -> Precision:
+    """Return what is held with `optim.in_backward`: of gradients, one layer's."""
+    return dataclasses.replace(precision, releases=True)
+
+
 PRECISIONS = {
     "float32": Precision(
         compute="float32", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=True, chunked_loss=True
@@ -65,10 +79,14 @@ PRECISIONS = {
     "bfloat16": Precision(
         compute="bfloat16", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=False, chunked_loss=True
     ),
-    # Activations are kept as with bfloat16, though the inputs of products are codes: an upper bound.
     "fp8": Precision(
         compute="bfloat16", parameter=4, gradient=4, master=0, moments=8, sharded="all", fused=False,
         chunked_loss=True, fp8_gemm=True,
+    ),
+    # Weights of blocks as codes with a scale per 128x128, never unpacked; planned, and not in the trainer.
+    "lora_fp8": Precision(
+        compute="bfloat16", parameter=1 + 4 / 128**2, gradient=0, master=0, moments=0, sharded="all", fused=False,
+        chunked_loss=True, fp8_gemm=True, adapter_rank=16,
     ),
     "megatron_bf16": Precision(
         compute="bfloat16", parameter=2, gradient=4, master=4, moments=8, sharded="optimizer", fused=True,

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from ling.config import ModelConfig, preset
 from ling.scaling.activations import Workload
 from ling.scaling.hardware import HARDWARE
+from ling.scaling.held import MemoryPlan
 from ling.scaling.layout import Layout
-from ling.scaling.memory import MemoryPlan, plan_memory
+from ling.scaling.memory import plan_memory
 from ling.scaling.precision import PRECISIONS
 from ling.scaling.roofline import StepTime, predict_step
 

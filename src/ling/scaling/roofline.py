@@ -209,10 +209,15 @@ class _StageTime:
         return total / self.rates.memory
 
     def _update(self) -> float:
-        """Seconds of the optimizer's pass over a rank's weights, gradients and state."""
+        """Seconds of the optimizer's pass over a rank's weights, gradients and state.
+
+        Where gradients do not stay, each microbatch but the last takes them into the moments.
+        """
         p = self.precision
         held = sum(unit.sharded(self.layout) for unit in self.stage.units)
-        return held * (2 * (p.parameter + p.master + p.moments) + p.gradient) / self.rates.memory
+        once = 2 * (p.parameter + p.master + p.moments) + p.gradient
+        gathered = (self.work.microbatches - 1) * (2 * p.moments + p.gradient) if p.releases else 0.0
+        return 0.0 if p.frozen else held * (once + gathered) / self.rates.memory
 
     # ---- communication ----
 

@@ -8,8 +8,9 @@ from ling.config import ModelConfig
 from ling.errors import ConfigError
 from ling.scaling.activations import Workload
 from ling.scaling.hardware import Hardware
+from ling.scaling.held import MemoryPlan
 from ling.scaling.layout import RECOMPUTE, Layout, check_layout, divisors
-from ling.scaling.memory import MemoryPlan, plan_memory
+from ling.scaling.memory import plan_memory
 from ling.scaling.precision import Precision
 from ling.scaling.roofline import StepTime, predict_step
 

@@ -129,7 +129,7 @@ class Training:
             model = init_weights(CausalLM(recipe.model), torch.Generator().manual_seed(recipe.train.seed))
             model.to(getattr(torch, recipe.optim.weights))
         self.device = model.model.norm.weight.device
-        self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.shards)
+        self.state = TrainState(model, recipe.optim, sharded=ranks is not None and ranks.shards, ranks=ranks)
         self.fp8 = Fp8Layers(model, recipe.train.fp8) if recipe.train.precision == "fp8" else None
         self.stopwatch = Stopwatch()
         self._saver = BackgroundSaver(together=self.state.sharded)
@@ -255,7 +255,7 @@ class Training:
             self.fp8.begin(self.state.step)
         result = train_step(
             self.state.model, self.state.optimizer, batches, self.recipe, self.state.step, self.ranks,
-            self.state.guard, self.state.frozen_biases,
+            self.state.guard, self.state.frozen_biases, self.state.in_backward,
         )  # fmt: skip
         measured = None if self.fp8 is None else self.fp8.judge(self.state.step)
         self.state.step += 1

@@ -17,7 +17,12 @@ from ling.optim.build import build_optimizer, state_tensors
 from ling.optim.interchange import convert_, stored_as_wanted
 from ling.optim.patterns import freeze_
 from ling.optim.spikes import SpikeGuard
+from ling.parallel.ranks import Ranks
 from ling.train.averaging import SnapshotMean
+from ling.train.in_backward import InBackward
+
+_PREVIOUS_NORM = "previous_norm"
+"""What the next step of `optim.in_backward` is clipped by."""
 
 Number = TypeVar("Number", int, float)
 
@@ -25,13 +30,16 @@ Number = TypeVar("Number", int, float)
 class TrainState:
     """A model with its optimizer and the snapshots taken so far, after `step` updates."""
 
-    def __init__(self, model: CausalLM, optim: OptimConfig, *, sharded: bool = False) -> None:
+    def __init__(
+        self, model: CausalLM, optim: OptimConfig, *, sharded: bool = False, ranks: Ranks | None = None
+    ) -> None:
         self.model = model
         self.sharded = sharded
         """Whether each rank holds a part, so that all of them read and write together."""
         self.optimizer = build_optimizer(model, optim)
         self.frozen_biases = freeze_(model, optim.freeze)
         """Layers whose expert bias stays."""
+        self.in_backward = InBackward(model, self.optimizer, optim, ranks) if optim.in_backward else None
         self.guard = SpikeGuard(optim.skip)
         self.snapshots = SnapshotMean()
         self.step = 0
@@ -43,9 +51,10 @@ class TrainState:
         return named | {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
 
     def facts(self) -> dict[str, Any]:
+        norm = None if self.in_backward is None else self.in_backward.previous_norm
         return {
             "step": self.step, "updates": self.optimizer.updates, "snapshots": self.snapshots.count,
-            "skip": self.guard.state(),
+            "skip": self.guard.state(), **({} if norm is None else {_PREVIOUS_NORM: norm}),
         }  # fmt: skip
 
     def restore(self, source: DcpSource) -> None:
@@ -61,6 +70,8 @@ class TrainState:
             wanted |= {f"snapshots/{name}": value for name, value in self.snapshots.sums.items()}
         if (skip := source.facts().get("skip")) is not None:  # checkpoints before it came along have none
             self.guard.restore(skip, str(source.directory / FACTS_NAME))
+        if self.in_backward is not None and _PREVIOUS_NORM in source.facts():
+            self.in_backward.previous_norm = read_fact(source, _PREVIOUS_NORM, float)
         source.load_into(wanted, together=self.sharded)
         if self.step:
             convert_(self.model, self.optimizer, source)

@@ -20,6 +20,7 @@ from ling.ops.triton import (
     cross_entropy,
     fp8_grouped_matmul,
     fp8_matmul,
+    gather,
     gradient_norm,
     moe_decode,
     norm,
@@ -175,6 +176,16 @@ def updates_in_more_bits() -> None:
     update(torch.float32, torch.float32)
 
 
+def gathering_in_few_bits() -> None:
+    size = E * 2 * F * H
+    moment = gather.Moment(torch.empty(size, dtype=E4M3), torch.empty(size // 256))
+    gather.forward(bf16(size), moment, moment, 3 << 60, 0.11, 0.053)
+
+
+def gathering_momentum() -> None:
+    gather.forward(bf16(4096), gather.Moment(bf16(4096), None), None, 3 << 60, 1.05, 0.0)
+
+
 def sums_of_squares() -> None:
     with torch.device("cpu"):
         gradient_norm.forward([torch.empty(5), bf16(5)])
@@ -227,6 +238,7 @@ USUAL = (
     rows_of_experts_and_back,
     losses,
     updates_in_few_bits,
+    gathering_in_few_bits,
     sums_of_squares,
     decoding,
     experts_of_few_tokens,
@@ -244,6 +256,7 @@ OTHERS = (
     sums_without_weights,
     losses_alone_and_in_float32,
     updates_in_more_bits,
+    gathering_momentum,
     decoding_from_fp8,
     weight_gradients_of_other_kinds,
 )

@@ -9,6 +9,7 @@ from ling.config.training import OptimConfig
 from ling.ops.adamw import AdamWRule, Moment
 from ling.ops.backend import use_backend
 from ling.ops.noise import noise_key
+from ling.optim.gather import gather_, share_of
 from ling.optim.muon_adamw import MuonAdamW
 from ling.optim.update import adamw_
 from ling.testing.tolerances import Tolerance, assert_close
@@ -58,3 +59,30 @@ def test_an_update_is_that_of_the_optimizer_code_for_code(weights: str, moments:
             else:
                 same = (got.float() == expected.float()).float().mean()  # a half, were the noise another
                 assert same > 0.998, f"{key}: {1 - same:.2%} differ in update {update}"
+
+
+@pytest.mark.parametrize("moments", ["fp8", "bfloat16", "float32"])
+@pytest.mark.parametrize("method", ["adamw", "muon"])
+def test_gathering_a_gradient_is_that_of_the_optimizer_code_for_code(moments: str, method: str) -> None:
+    optim = OptimConfig(method=method, moments=moments, weights="bfloat16", rounding_seed=3)
+    parameter = draw(0, 31, 163).bfloat16().requires_grad_()
+    optimizer = MuonAdamW([{"params": [parameter], "method": method}], optim, names={parameter: "w"})
+    for microbatch in range(UPDATES):
+        state = optimizer.state[parameter]
+        mine = {key: value.clone() for key, value in state.items()}
+        parameter.grad = (draw(1 + microbatch, 31, 163) * torch.logspace(-6, 2, 31)[:, None]).bfloat16()
+        with use_backend("reference"):
+            optimizer.gather_([parameter], microbatch)
+        key, gradient = noise_key(3, 0, f"w@{microbatch}"), parameter.grad.view(-1)
+        with use_backend("triton"):
+            if method == "adamw":
+                gather_(gradient, *moments_of(mine), key, share_of(optim.beta1), share_of(optim.beta2))
+            else:
+                momentum = Moment(mine["momentum"].view(-1), mine.get("momentum_scale"))
+                gather_(gradient, momentum, None, key, 1 / optim.muon.momentum, 0.0)
+        for key_, expected in state.items():
+            if mine[key_].dtype == torch.float32 and not key_.endswith("_scale"):
+                assert_close(mine[key_], expected, Tolerance(1e-9, 3e-6, "float32 in another order"), key_)
+            else:
+                same = (mine[key_].float() == expected.float()).float().mean()
+                assert same > 0.998, f"{key_}: {1 - same:.2%} differ after microbatch {microbatch}"

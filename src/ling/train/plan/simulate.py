@@ -12,7 +12,7 @@ speak of.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,18 +30,21 @@ from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.batch import PackedBatch
 from ling.ops.ragged import Ragged
+from ling.optim.moments import LEAST_ELEMENTS, SCALE, num_scales
 from ling.parallel.ranks import Ranks
 from ling.scaling.activations import Workload
 from ling.scaling.layout import Layout, check_layout
 from ling.scaling.memory import plan_memory
 from ling.scaling.precision import Precision
 from ling.train.batch import TrainBatch
+from ling.train.in_backward import Layer, layers_of
 from ling.train.loss import compute_loss
 from ling.train.plan.sharding import lay_out
 
 MOST_RANKS = 1024
 _STEPS = 2
 """The first makes the moments, the second meets them."""
+_BFLOAT16_BYTES = 2
 _GROUPED_BYTES = 16
 """Rows of a grouped product are a multiple of this (ling.ops.torch.linear)."""
 
@@ -70,7 +73,7 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
     check_layout(model, layout, work.sequence_length)
     if layout.gpus > MOST_RANKS:
         raise ConfigError(f"cannot simulate {layout.gpus} ranks; at most {MOST_RANKS}")
-    if precision.sharded != "all":
+    if precision.sharded != "all" or precision.frozen:
         raise ConfigError("only our own training steps can be simulated; use --precision float32 or bfloat16")
     width = model.moe_intermediate_size * precision.compute_bytes
     if (model.num_moe_layers or model.num_nextn_predict_layers) and width % _GROUPED_BYTES:
@@ -83,8 +86,10 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
     with _nobody_else(layout.gpus, stage * layout.stage_ranks):
         with torch.device("meta"):
             network = CausalLM(model)
+            if precision.parameter == _BFLOAT16_BYTES:
+                network.bfloat16()
             ranks = lay_out(network, layout, precision)
-        peak = _run(network, work, ranks)
+        peak = _run(network, work, ranks, precision)
     return Simulation(
         stage=stage,
         parameters=peak["Parameter"],
@@ -98,10 +103,12 @@ def simulate(model: ModelConfig, layout: Layout, work: Workload, precision: Prec
     )
 
 
-def _run(network: CausalLM, work: Workload, ranks: Ranks) -> dict[str, int]:
+def _run(network: CausalLM, work: Workload, ranks: Ranks, precision: Precision) -> dict[str, int]:
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
-        optimizer = _Adam(network.parameters())
+        optimizer = _Adam(network.parameters(), precision.moments / 2)
+        released = layers_of(network) if precision.releases else []
+        optimizer.prepare(parameter for layer in released for parameter in layer.parameters)
         batch = _batch(network.config, work).shared(ranks)
         microbatches = min(ranks.stage.count + 1, work.microbatches)  # more of them hold no more
         rate = 1e-6 if work.z_loss else 0.0
@@ -117,6 +124,8 @@ def _run(network: CausalLM, work: Workload, ranks: Ranks) -> dict[str, int]:
                         continue
                     tracker.reset_mod_stats()
                     outputs.append(ranks.run(network, batch.tokens, batch.positions, batch.attention, batch.token_runs))
+                    while released:  # by now the tracker has hooks of its own, which are to see gradients first
+                        _release_from(released.pop(), optimizer)
                     found = compute_loss(network, outputs[-1], batch.labels, batch.mtp_labels, router_z_loss=rate)
                     losses.append(found.total)
                     del found
@@ -141,22 +150,56 @@ class _Adam(torch.optim.Optimizer):
     torch's own would ask DTensor how to shard each operation, and the tensors it tries that on would be counted.
     """
 
-    def __init__(self, parameters: Iterator[nn.Parameter]) -> None:
+    def __init__(self, parameters: Iterator[nn.Parameter], moment_bytes: float) -> None:
         super().__init__(parameters, {})
+        self._moment_bytes = moment_bytes
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                local, grad = _local(p), _local(p.grad)
-                state = self.state[p]
-                if not state:
-                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(local), torch.zeros_like(local)
-                state["exp_avg"].add_(grad)
-                state["exp_avg_sq"].add_(grad)
-                local.add_(state["exp_avg"])
+            self.update_(group["params"])
+
+    @torch.no_grad()
+    def update_(self, parameters: Iterable[Tensor]) -> None:
+        for p in parameters:
+            if p.grad is None:
+                continue
+            local, grad = _local(p), _local(p.grad)
+            if not self.state[p]:
+                self.prepare([p])
+            for moment in self.state[p].values():
+                moment.zero_()
+            local.add_(grad)
+
+    @torch.no_grad()
+    def prepare(self, parameters: Iterable[Tensor]) -> None:
+        """Make moments that are to be there before the first step."""
+        for p in parameters:
+            local = _local(p)
+            is_small = local.dim() < 2 or local.numel() < LEAST_ELEMENTS
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.state[p] |= _moment(key, local, 4 if is_small else self._moment_bytes)
+
+
+def _moment(key: str, like: Tensor, each: float) -> dict[str, Tensor]:
+    """Return a moment of so many bytes each, and its scales where they are one and a bit."""
+    dtype = {4: torch.float32, 2: torch.bfloat16}.get(int(each), torch.uint8)
+    scales = {key + SCALE: like.new_empty(num_scales(like.numel()), dtype=torch.float32)} if each < 2 else {}
+    return {key: torch.empty_like(like, dtype=dtype), **scales}
+
+
+def _release_from(layer: Layer, optimizer: _Adam) -> None:
+    """Let the gradients of a layer go when they are complete, as `ling.train.in_backward` does."""
+
+    def arrive(_: Tensor) -> None:
+        layer.arrived += 1
+        if layer.arrived == len(layer.parameters):
+            layer.arrived = 0
+            optimizer.update_(layer.parameters)
+            for parameter in layer.parameters:
+                parameter.grad = None
+
+    for parameter in layer.parameters:
+        parameter.register_post_accumulate_grad_hook(arrive)
 
 
 def _local(tensor: Any) -> Tensor:
