@@ -88,3 +88,13 @@ def test_mistakes_are_one_line(ling) -> None:
         assert result.code == 2, result
         assert words in result.err
         assert len(result.err.strip().splitlines()) == 1, result.err
+
+
+def test_one_gpu_trains_all_of_ling_mini_by_a_recipe_and_lora_is_planned_only(ling) -> None:
+    tree = json.loads(ling("plan", "--recipe", "cpt_mini_1gpu", "--json").out)
+    (found,) = tree["fitting"]
+    assert found["peak_bytes"]["total"] < 74 * 2**30
+    assert found["peak_bytes"]["gradients"] < 1.6 * 2**30
+    out = ling("plan", "--preset", "ling_mini", "--precision", "lora_fp8", "--gpu", "rtx4090").out
+    assert "The trainer has no LoRA yet" in out
+    assert "Do not fit" not in out

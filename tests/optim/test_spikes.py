@@ -129,3 +129,14 @@ def test_a_skipped_step_touches_neither_weights_nor_moments() -> None:
 def test_a_rule_that_cannot_be_meant_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"optim\.skip\."):
         SkipConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_a_norm_that_is_known_too_late_is_neither_judged_nor_remembered_unless_it_is_not_finite() -> None:
+    guard = guard_with_history("mad")
+    before = guard.state()["history"]["gradient norm"]
+    assert guard.reason_to_skip(60, 3.0, 99.0, 1e-3, by_norm=False) is None
+    assert guard.state()["history"]["gradient norm"] == before
+    assert "loss 9 is above" in (guard.spike_of(9.0) or "")
+    assert "loss 9 is above" in (guard.reason_to_skip(61, 9.0, 1.0, 1e-3, by_norm=False) or "")
+    with pytest.raises(TrainingError, match="the gradient norm inf"):
+        guard.reason_to_skip(62, 3.0, math.inf, 1e-3, by_norm=False)
