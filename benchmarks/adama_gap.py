@@ -1,6 +1,8 @@
-"""Sixteen microbatches gathered in moments (AdamA) against plain AdamW: same documents, same tokens, several seeds.
+"""From scratch: sixteen microbatches gathered in moments (AdamA) against plain AdamW on the same documents.
 
     python -m benchmarks.adama_gap [--steps N] [--seeds N] [--arms NAME ...] [--workers N] [--runs FILE]
+
+`benchmarks.adama` trains a trained model on; here gradients still agree, where AdamA differs most from AdamW.
 
 With `optim.in_backward` no gradient outlives its microbatch, so that squares are of each microbatch's gradient and not
 of their sum: less by up to 16 times where microbatches agree, the same where they are noise. Beside it stands the way
