@@ -77,7 +77,7 @@ STATES = {
     "fp8": ["train.precision=fp8", *SMALL[1:]],
     "frozen": ["optim.freeze=[embeddings,'model.layers.1.*']"],
 }
-QUICK = ("float32", "small", "muon")
+QUICK = ("float32", "small")
 
 
 @pytest.mark.parametrize("states", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in STATES])
@@ -95,9 +95,8 @@ def test_one_microbatch_without_clipping_gives_the_bits_of_the_plain_step(states
 def test_blocks_that_run_again_in_backward_are_updated_after_that(precision: str) -> None:
     of = recipe(*RELEASED, *SMALL, f"train.precision={precision}", "parallel.recompute=full")
     runs = [Run(of), Run(of, Ranks(Layout(recompute="full")))]
-    for number in range(2):
-        for run in runs:
-            run.step(number)
+    for run in runs:
+        run.step(0)
     assert_same_bits(*runs)
 
 
@@ -324,13 +323,12 @@ def test_what_cannot_be_is_refused_in_one_line(changes: list[str], line: str) ->
 def test_a_run_that_is_resumed_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     of = recipe(*RELEASED, *SMALL, "optim.clipping=lagged", "optim.clip_grad_norm=0.1", "model.num_hidden_layers=2")
     whole = Run(of)
-    for number in range(2):
-        whole.step(number, batches(number, 2))
-    save_dcp(tmp_path / "at_2", whole.tensors(), whole.state.facts() | {"step": 2})
+    whole.step(0, batches(0, 2))
+    save_dcp(tmp_path / "at_1", whole.tensors(), whole.state.facts() | {"step": 1})
     resumed = Run(of)
-    resumed.state.restore(DcpSource(tmp_path / "at_2"))
+    resumed.state.restore(DcpSource(tmp_path / "at_1"))
     for run in (whole, resumed):
-        run.step(2, batches(2, 2))
+        run.step(1, batches(1, 2))
     assert_same_bits(whole, resumed)
     assert whole.state.in_backward is not None
     assert resumed.state.facts()["previous_norm"] == whole.state.in_backward.previous_norm

@@ -37,7 +37,7 @@ def planned(of: Recipe, work: Workload, recompute: Recompute) -> MemoryPlan:
 
 
 def measure(of: Recipe, work: Workload, recompute: Recompute) -> tuple[int, int]:
-    """Train two steps; return the most bytes that live at once, and those between steps, as the allocator has them.
+    """Take a step; return the most bytes that live at once, and those between steps, as the allocator has them.
 
     See benchmarks.plan_memory for what that counts.
     """
@@ -46,10 +46,8 @@ def measure(of: Recipe, work: Workload, recompute: Recompute) -> tuple[int, int]
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         model = init_weights(CausalLM(of.model), torch.Generator().manual_seed(0)).to(getattr(torch, of.optim.weights))
         state = TrainState(model, of.optim)
-        for step in range(2):
-            train_step(
-                model, state.optimizer, [batch] * work.microbatches, of, step, ranks, in_backward=state.in_backward
-            )
+        microbatches = [batch] * work.microbatches  # moments are there from the beginning
+        train_step(model, state.optimizer, microbatches, of, 0, ranks, in_backward=state.in_backward)
     live = peak = 0
     for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
         if event.name() == "[memory]":
