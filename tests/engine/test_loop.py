@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,9 +11,11 @@ import torch
 from ling.config.engine import EngineConfig
 from ling.engine import choosing, core
 from ling.engine.build import build
+from ling.engine.cache import Part
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
 from ling.engine.request import Delta, SamplingParams, StructuredOutputsParams
+from ling.engine.runner import Runner
 from ling.engine.stats import RequestStats
 from ling.errors import QueueFullError, RequestError
 from ling.testing.models import tiny_model
@@ -261,23 +263,25 @@ def test_a_failed_step_fails_its_requests_and_the_engine_lives(
 def test_numbers_that_are_not_finite_end_their_request_and_do_not_linger_in_the_cache(
     loop: EngineLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = type(loop.engine.runner.model).forward
+    real = Runner.forward
     spoil = [True]
 
     def spoiled(
-        self: object, tokens: torch.Tensor, positions: torch.Tensor, batch: object, **options: object
-    ) -> object:
-        output = real(self, tokens, positions, batch, **options)  # type: ignore[arg-type]
-        if spoil and (rows := (tokens == 99).nonzero()).numel():
-            spoil.clear()
-            output.hidden[rows[0]] = torch.nan
-            loop.engine.runner.cache.keys[:, :4] = torch.nan
-        return output
+        self: Runner, parts: Sequence[Part], tokens: Sequence[Sequence[int]]
+    ) -> tuple[list[torch.Tensor], bool]:
+        hidden, finite = real(self, parts, tokens)
+        for rows, ids in zip(hidden, tokens):
+            if spoil and 99 in ids:
+                spoil.clear()
+                rows[ids.index(99)] = torch.nan
+                self.cache.keys[:, :4] = torch.nan
+                finite = False
+        return hidden, finite
 
     answers = Answers()
     loop.submit("clean", [7, 8, 9], params(10), answers)
     answers.wait("clean")
-    monkeypatch.setattr(type(loop.engine.runner.model), "forward", spoiled)
+    monkeypatch.setattr(Runner, "forward", spoiled)
     loop.submit("spoilt", [99, 6], params(10), answers)
     answers.wait("spoilt")
     assert answers.reason("spoilt") == "error"

@@ -189,7 +189,7 @@ def _describe_layer(layer: LayerWeights, H: int, rotated: int) -> CLayer:
     assert rows == H, (rows, H)
     routed, dense = moe.CMoe(), mlp.CMlp()
     if isinstance(layer.feed_forward[0], MoeWeights):
-        routed = moe.describe(layer.feed_forward[0], H, layer.feed_forward[1]).contents  # type: ignore[arg-type]
+        routed = moe.describe(layer.feed_forward[0], H, layer.feed_forward[1]).contents
     else:
         dense = mlp.describe(*layer.feed_forward).contents
     return CLayer(
