@@ -44,7 +44,8 @@ def steps(runner: Runner) -> list[Tensor]:
     blocks = [[0, 1], [2, 5]]
     whole, finite = runner.forward([Part(b, 0, len(p)) for b, p in zip(blocks, PROMPTS)], PROMPTS)
     assert finite
-    drafted = runner.draft([Part(b, 1, len(p)) for b, p in zip(blocks, PROMPTS)], [p[1:] + [3] for p in PROMPTS], whole)
+    ahead = [[*p[1:], 3] for p in PROMPTS]
+    drafted = runner.draft([Part(b, 1, len(p)) for b, p in zip(blocks, PROMPTS)], ahead, whole)
     behind, _ = runner.forward([Part(b, len(p), 1) for b, p in zip(blocks, PROMPTS)], [[3], [4]])
     return [*whole, *drafted, *behind]
 
