@@ -116,7 +116,5 @@ def test_llm_packs_by_name_and_refuses_other_names() -> None:
     llm = LLM(bundled_directory(), quantization="int8", device="cpu")
     (done,) = llm.chat([{"role": "user", "content": "Hello!"}], SamplingParams(temperature=0, max_tokens=8))
     assert done.outputs[0].text
-    with pytest.raises(
-        ConfigError, match=r"quantization must be fp8, int8, int4, mixed, .* or left out, got awq"
-    ):
+    with pytest.raises(ConfigError, match=r"quantization must be fp8, int8, int4, mixed, .* or left out, got awq"):
         LLM(bundled_directory(), quantization="awq")

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ling.checkpoint import load_model
 from ling.engine.bundled import bundled_directory
 from ling.engine.cache import PagedCache, Part
 from ling.engine.runner import Runner
 from ling.model import CausalLM
+from ling.model.linear import Linear
 from ling.ops.backend import use_backend
 from ling.ops.cpu.library import library
 from ling.testing.models import tiny_model
@@ -32,10 +33,10 @@ def model_of(format: str) -> CausalLM:
 
 def runner_of(model: CausalLM, *, whole: bool) -> Runner:
     runner = Runner(model, PagedCache(model.config, 12, SIZE, torch.float32, torch.device("cpu")), longest=64)
-    assert runner._whole is not None
-    assert runner._whole_draft is not None
+    assert runner._whole.why_not is None
+    assert runner._whole_draft.why_not is None
     if not whole:
-        runner._whole = runner._whole_draft = None
+        runner._whole.why_not = runner._whole_draft.why_not = "asked for"
     return runner
 
 
@@ -79,21 +80,51 @@ def test_what_is_not_finite_is_told() -> None:
     assert not finite
 
 
-def test_weights_that_change_in_place_are_seen() -> None:
-    model = tiny_model(head_dim=32, rotary_dim=16, num_nextn_predict_layers=1).requires_grad_(False)
+def fresh_model() -> CausalLM:
+    return tiny_model(head_dim=32, rotary_dim=16, num_nextn_predict_layers=1).requires_grad_(False)
+
+
+def double(model: CausalLM, how: str) -> None:
+    dense = model.model.layers[0].attention.dense  # type: ignore[union-attr]
+    assert isinstance(dense, Linear)
+    doubled = dense.weight.detach() * 2
+    if how == "in place":
+        dense.weight.copy_(doubled)
+    elif how == "other memory":
+        dense.weight.data = doubled
+    elif how == "other parameter":
+        dense.weight = nn.Parameter(doubled, requires_grad=False)
+    else:
+        dense.multiply = lambda x, weight: x @ weight.T * 2
+
+
+@pytest.mark.parametrize("how", ["in place", "other memory", "other parameter", "another product"])
+@torch.no_grad()
+def test_weights_that_change_behind_the_engine_are_those_that_decode(how: str) -> None:
+    model = fresh_model()
     runner = runner_of(model, whole=True)
     before = steps(runner)[0]
-    with torch.no_grad():
-        model.model.layers[0].attention.dense.weight.mul_(2)  # type: ignore[union-attr, operator]
-    assert not torch.equal(steps(runner)[0], before)
-    torch.testing.assert_close(steps(runner), steps(runner_of(model, whole=False)))
+    double(model, how)
+    after = steps(runner)
+    assert not torch.equal(after[0], before)
+    double(expected := fresh_model(), "in place")
+    torch.testing.assert_close(after, steps(runner_of(expected, whole=True)))
 
 
 def test_a_layer_that_somebody_looks_into_is_called_as_a_module() -> None:
-    model = tiny_model(head_dim=32, rotary_dim=16).requires_grad_(False)
-    cache = PagedCache(model.config, 4, SIZE, torch.float32, torch.device("cpu"))
+    model = fresh_model()
+    runner = runner_of(model, whole=True)
     seen = []
-    handle = model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
-    runner = Runner(model, cache, longest=64)
-    handle.remove()
-    assert runner._whole is None
+    model.model.layers[0].register_forward_hook(lambda *_: seen.append(1))
+    steps(runner)
+    assert len(seen) == 2
+    model.model.norm.register_forward_hook(lambda *_: seen.append(1))
+    assert Runner(model, runner.cache, longest=64)._whole.why_not == "hooks look into the model"
+
+
+def test_no_rows_give_no_rows() -> None:
+    model = fresh_model()
+    with torch.no_grad(), use_backend("cpu"):
+        block = model.model.layers[1]
+        assert block.mlp(torch.empty(0, model.config.hidden_size))[0].shape == (0, model.config.hidden_size)  # type: ignore[union-attr, operator]
+        assert model.logits(torch.empty(0, model.config.hidden_size)).shape == (0, model.config.vocab_size)

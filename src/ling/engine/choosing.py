@@ -32,20 +32,23 @@ def choose(runner: Runner, sequences: SequenceOf[Sequence], hidden: SequenceOf[T
         return []
     # A prompt is asked for its last row only; a verification for every row.
     asked = [h[len(h) - 1 - len(s.drafts) :] for s, h in zip(sequences, hidden)]
-    logits = runner.logits(torch.cat(asked)).split([len(h) for h in asked])
-    return list(zip(logits, _sample_all(sequences, logits)))
+    logits = runner.logits(torch.cat(asked))
+    by_sequence = logits.split([len(h) for h in asked])
+    return list(zip(by_sequence, _sample_all(sequences, logits, by_sequence)))
 
 
-def _sample_all(sequences: SequenceOf[Sequence], logits: SequenceOf[Tensor]) -> list[list[int] | Exception]:
+def _sample_all(
+    sequences: SequenceOf[Sequence], logits: Tensor, by_sequence: SequenceOf[Tensor]
+) -> list[list[int] | Exception]:
     """Sample all rows at once; where that fails each sequence by itself, so that an error takes only its own."""
     try:
         rows = [_rows(s) for s in sequences]
-        chosen = iter(sample(torch.cat(list(logits)), [row for own in rows for row in own]))
+        chosen = iter(sample(logits, [row for own in rows for row in own]))
         return [[next(chosen) for _ in own] for own in rows]
     except Exception:
         logger.debug("a batch could not be sampled; each sequence by itself", exc_info=True)
     results: list[list[int] | Exception] = []
-    for s, own in zip(sequences, logits):
+    for s, own in zip(sequences, by_sequence):
         try:
             results.append(sample(own, _rows(s)))
         except Exception as error:

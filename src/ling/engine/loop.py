@@ -18,6 +18,7 @@ from ling.engine.grammar import Grammar
 from ling.engine.request import Delta, SamplingParams
 from ling.engine.stats import RequestStats
 from ling.errors import QueueFullError, RequestError
+from ling.ops.cpu.library import release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +154,8 @@ class EngineLoop:
                     self._hand_over(
                         Delta(request_id=request_id, index=index, finish_reason="error", error=self._broken)
                     )
+        finally:
+            release_memory()
 
     def _step(self) -> list[Delta]:
         """Run a step, and say in the counters of each request what it did."""

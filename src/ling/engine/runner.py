@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ling.engine.cache import PagedCache, Part, lay_out
-from ling.engine.whole_step import WholeStep, whole_draft, whole_model
+from ling.engine.whole_step import WholeStep
 from ling.errors import BackendError
 from ling.model import CausalLM
 from ling.ops.backend import use_backend
@@ -39,8 +39,7 @@ class Runner:
         self.invariant = invariant
         self._backend: str | None = None
         self._multiple = 1
-        with torch.inference_mode():
-            self._whole, self._whole_draft = whole_model(model, cache), whole_draft(model, cache)
+        self._whole, self._whole_draft = WholeStep(model, cache), WholeStep(model, cache, draft=True)
         self._rotations = RopeTable(model.config, longest, cache.dtype, cache.device)
         if invariant and not self._runs_through("cpu"):
             self._backend, self._multiple = "invariant", ROWS
@@ -54,7 +53,7 @@ class Runner:
     def forward(self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]]) -> tuple[list[Tensor], bool]:
         """Run the new tokens of each part; return their hidden states, (n, H) per part, and whether all are finite."""
         with self._prepared():
-            whole = _suiting(self._whole, parts)
+            whole = self._suiting(self._whole, parts)
             batch = lay_out(self.cache, parts, multiple=self._multiple, together=whole is not None)
             ids = [t for i in batch.order for t in tokens[i]]
             ids += [0] * (len(batch.positions) - len(ids))
@@ -76,7 +75,7 @@ class Runner:
         return  per part (n, H)
         """
         with self._prepared():
-            whole = _suiting(self._whole_draft, parts)
+            whole = self._suiting(self._whole_draft, parts)
             batch = lay_out(self.cache, parts, multiple=self._multiple, together=whole is not None)
             ids = [t for i in batch.order for t in tokens[i]]
             rows = torch.cat([hidden[i] for i in batch.order])
@@ -98,6 +97,13 @@ class Runner:
         with self._prepared():
             logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
         return logits[: len(hidden)] if padding else logits
+
+    def _suiting(self, whole: WholeStep, parts: SequenceOf[Part]) -> WholeStep | None:
+        """Return `whole` if it is the way to run these parts."""
+        if self.pads:
+            return None
+        counts = [part.num_new for part in parts]
+        return whole if whole.suits(sum(counts), max(counts)) else None
 
     def _rotate(self, positions: Tensor) -> Rope:
         return self._rotations(positions, self.model.config, torch.float32)
@@ -125,14 +131,6 @@ class Runner:
                 yield
         finally:
             network.rotate = before
-
-
-def _suiting(whole: WholeStep | None, parts: SequenceOf[Part]) -> WholeStep | None:
-    """Return `whole` if it is the way to run these parts."""
-    if whole is None:
-        return None
-    counts = [part.num_new for part in parts]
-    return whole if whole.suits(sum(counts), max(counts)) else None
 
 
 def _by_part(rows: Tensor, parts: SequenceOf[Part], order: list[int]) -> list[Tensor]:

@@ -107,6 +107,12 @@ def library() -> Library | None:
     return None
 
 
+def release_memory() -> None:
+    """Give back what the kernels keep for this thread's next calls: at its end nobody else would."""
+    if (found := library()) is not None:
+        found.release()
+
+
 def missing() -> str | None:
     """Why no twin of this folder can run, or None."""
     return None if library() is not None else "the C library is not there"

@@ -57,6 +57,8 @@ def forward(
     x: Tensor, weights: "MoeWeights", rule: RouterRule, mix: "MixExperts | None" = None
 ) -> tuple[Tensor, Routing]:
     x = x.contiguous()
+    if not x.shape[0]:
+        return torch.empty_like(x), _nowhere(weights.gate.shape[0], rule.num_experts_per_tok)
     N, E, k = x.shape[0], weights.gate.shape[0], rule.num_experts_per_tok
     y = torch.empty_like(x)
     routing = Routing(
@@ -69,6 +71,12 @@ def forward(
     pointers = [part.data_ptr() for part in routing]
     lib.check(lib.opened().moe(x.data_ptr(), y.data_ptr(), N, torch.get_num_threads(), described, *pointers))
     return y, routing
+
+
+def _nowhere(E: int, k: int) -> Routing:
+    return Routing(
+        torch.empty(0, E), torch.empty(0, k, dtype=torch.int64), torch.empty(0, k), torch.zeros(E, dtype=torch.int64)
+    )
 
 
 def describe(weights: "MoeWeights", H: int, rule: RouterRule) -> "ctypes._Pointer[CMoe]":

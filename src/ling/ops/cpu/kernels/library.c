@@ -36,6 +36,7 @@ static _Thread_local struct {
 } scratch[SLOTS];
 
 void *ling_scratch(int slot, int64_t bytes) {
+    bytes = bytes > 0 ? bytes : 1; /* NULL means that there is no memory */
     if (scratch[slot].bytes < bytes) {
         free(scratch[slot].memory);
         scratch[slot].memory = malloc((size_t)bytes);
@@ -55,12 +56,12 @@ void ling_release(void) {
 
 int ling_linear(const float *x, float *y, int64_t N, int64_t threads, const Matrix *m, const float *bias) {
     Rows r = {x, y, N, threads};
-    return chosen->linear(&r, m, bias);
+    return N ? chosen->linear(&r, m, bias) : 0;
 }
 
 int ling_mlp(const float *x, float *y, int64_t N, int64_t threads, const Mlp *w) {
     Rows r = {x, y, N, threads};
-    return chosen->mlp(&r, w);
+    return N ? chosen->mlp(&r, w) : 0;
 }
 
 int ling_moe(const float *x, float *y, int64_t N, int64_t threads, const Moe *w, float *logits, int64_t *ids,
@@ -78,7 +79,7 @@ int ling_rms_norm(const float *x, float *y, int64_t N, int64_t threads, const fl
 int ling_heads(const float *x, int64_t N, int64_t threads, const Heads *h, const float *cos, const float *sin, float *q,
                float *k, float *v) {
     Rows r = {x, NULL, N, threads};
-    return chosen->heads(&r, h, cos, sin, q, k, v);
+    return !N ? 0 : chosen->heads(&r, h, cos, sin, q, k, v);
 }
 
 int ling_attend(const float *q, float *out, int64_t N, int64_t threads, const Paged *p) {
