@@ -1,6 +1,7 @@
 """Our engine beside vLLM on two cores: same exported weights, same prompts, greedy, float32, no drafts.
 
     python -m benchmarks.run serve_vs_vllm
+    python -m benchmarks.serve_vs_vllm SHAPE ...    # some of them
 
 Each engine runs offline in a process of its own and answers a burst in turns with the other, which is stopped then.
 Before they meet, each tries its ways of using the machine and keeps its fastest for each load: one or two threads, and
@@ -113,16 +114,18 @@ def running(engine: str, directory: Path, way: str) -> Iterator[Side]:
 
 
 def main() -> None:
+    names = sys.argv[1:] or list(SHAPES)
     numbers: dict[str, Any] = {}
-    for name, (config, pairs) in SHAPES.items():
+    for name in names:
+        config, pairs = SHAPES[name]
         with tempfile.TemporaryDirectory() as scratch:
             numbers[name] = compare(export(config, Path(scratch)), pairs)
         print(name, json.dumps(numbers[name], indent=2), flush=True)
+        save("serve-vs-vllm", numbers)  # each shape takes many minutes: one that is there stays
     print(describe_machine())
-    print(save("serve-vs-vllm", numbers).name)
     missed = [
         f"{name}, {streams} at once: {numbers[name][f'{streams} at once']['ratio']}, target {least}"
-        for name in SHAPES
+        for name in names
         for streams, least in LEAST.items()
         if numbers[name][f"{streams} at once"]["ratio"] < least
     ]
