@@ -22,7 +22,15 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu_items.mini.cache_clear()
 
 
-@pytest.mark.parametrize("name", [name for name, _, _ in gpu.ITEMS if not name.startswith("kernels-")])
+SLOW = "train-step"  # tens of steps of bfloat16, which a CPU emulates
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ())
+    for name, _, _ in gpu.ITEMS
+    if not name.startswith("kernels-")
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.usefixtures("on_cpu")
 def test_every_measurement_runs(name: str) -> None:
     (item,) = (run for known, _, run in gpu.ITEMS if known == name)
