@@ -12,8 +12,9 @@ import transformers
 from torch import Tensor
 
 from benchmarks.cpu_race.side import Answer, by_steps
+from benchmarks.glm4_moe import stand_in
 from ling.checkpoint.source import read_json
-from ling.config import ModelConfig, read_published
+from ling.config import read_published
 
 
 def start(model: str, *, threads: int, vocabulary: int, dtype: str, **_: Any) -> tuple[dict[str, Any], Answer]:
@@ -23,20 +24,6 @@ def start(model: str, *, threads: int, vocabulary: int, dtype: str, **_: Any) ->
         stand_in(config), attn_implementation="sdpa", dtype=getattr(torch, dtype)
     ).eval()
     return {"version": transformers.__version__, "engine": ["glm4_moe", dtype]}, by_steps(_Steps(peer), vocabulary)
-
-
-def stand_in(c: ModelConfig) -> Any:
-    return transformers.AutoConfig.for_model(
-        "glm4_moe", vocab_size=c.vocab_size, hidden_size=c.hidden_size, num_hidden_layers=c.num_hidden_layers,
-        intermediate_size=c.intermediate_size, first_k_dense_replace=c.first_k_dense_replace,
-        num_attention_heads=c.num_attention_heads, num_key_value_heads=c.num_key_value_heads, head_dim=c.head_dim,
-        n_routed_experts=c.num_experts, num_experts_per_tok=c.num_experts_per_tok, n_shared_experts=1,
-        moe_intermediate_size=c.moe_intermediate_size, n_group=c.n_group, topk_group=c.topk_group,
-        routed_scaling_factor=c.routed_scaling_factor, norm_topk_prob=True, use_qk_norm=True, attention_bias=False,
-        rms_norm_eps=c.rms_norm_eps, max_position_embeddings=c.max_position_embeddings, tie_word_embeddings=False,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta, "partial_rotary_factor": 0.5},
-        initializer_range=c.initializer_range, pad_token_id=None, eos_token_id=None, bos_token_id=None,
-    )  # fmt: skip
 
 
 class _Steps:

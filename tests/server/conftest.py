@@ -22,6 +22,7 @@ from ling.server.run import Server, address, bind
 from ling.server.sampling import SamplingDefaults
 from ling.server.service import Service
 from ling.server.settings import ServerSettings
+from tests.server.guarded import KEYS, finished
 
 
 class PretendLoop:
@@ -128,3 +129,12 @@ def pretend(engine: Engine) -> PretendLoop:
 def serve() -> Callable[..., Any]:
     """Serve a loop with settings of one's own, as a context manager."""
     return _serve
+
+
+@pytest.fixture
+def guarded(pretend, serve):
+    pretend.answer = finished
+    limits = {"max_body_bytes": 20_000, "read_seconds": 0.4, "max_connections": 6}
+    with serve(pretend, api_keys=KEYS, allowed_origins=("https://good.example",), **limits) as live:
+        live.http.headers["Authorization"] = f"Bearer {KEYS[0]}"
+        yield live

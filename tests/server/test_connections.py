@@ -11,22 +11,7 @@ import httpx
 import pytest
 
 from ling.engine.request import Delta
-
-MESSAGES = [{"role": "user", "content": "a secret prompt"}]
-KEYS = ("first-key", "second-key")
-
-
-def finished(id, n):
-    return [Delta(request_id=id, index=i, text="ok", token_ids=[1], finish_reason="stop") for i in range(n)]
-
-
-@pytest.fixture
-def guarded(pretend, serve):
-    pretend.answer = finished
-    limits = {"max_body_bytes": 20_000, "read_seconds": 0.4, "max_connections": 6}
-    with serve(pretend, api_keys=KEYS, allowed_origins=("https://good.example",), **limits) as live:
-        live.http.headers["Authorization"] = f"Bearer {KEYS[0]}"
-        yield live
+from tests.server.guarded import MESSAGES, finished
 
 
 def send(live, *pieces: bytes, pause: float = 0.0, wait: float = 3.0) -> bytes:

@@ -19,22 +19,7 @@ from ling.server.app import build_app
 from ling.server.guard import OPEN
 from ling.server.run import bind
 from ling.server.settings import ServerSettings
-
-MESSAGES = [{"role": "user", "content": "a secret prompt"}]
-KEYS = ("first-key", "second-key")
-
-
-def finished(id, n):
-    return [Delta(request_id=id, index=i, text="ok", token_ids=[1], finish_reason="stop") for i in range(n)]
-
-
-@pytest.fixture
-def guarded(pretend, serve):
-    pretend.answer = finished
-    limits = {"max_body_bytes": 20_000, "read_seconds": 0.4, "max_connections": 6}
-    with serve(pretend, api_keys=KEYS, allowed_origins=("https://good.example",), **limits) as live:
-        live.http.headers["Authorization"] = f"Bearer {KEYS[0]}"
-        yield live
+from tests.server.guarded import KEYS, MESSAGES, finished
 
 
 @pytest.mark.parametrize("module", sorted(Path(ling.server.__file__).parent.rglob("*.py")), ids=lambda p: p.stem)
