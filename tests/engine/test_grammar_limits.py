@@ -92,6 +92,17 @@ WRONG = {
     "many choices": ({"choice": [str(i) for i in range(2000)]}, "1 to 1024"),
     "long choices": ({"choice": ["x" * 70_000]}, "at most 65536"),
     "a bad grammar": ({"grammar": 'start: "a" b'}, r'at 1\(8\): unknown name: "b"'),
+    "a rule that never ends": (
+        {"grammar": "start: start"},
+        "the grammar cannot be compiled: no text fits it: its parts exclude each other, or it has no end$",
+    ),
+    "terminals that exclude each other": ({"grammar": "start: A\nA: /a/ & /b/"}, "no text fits it"),
+    "a regex that looks ahead": ({"regex": "(?=a)b"}, "the regex cannot be compiled: look-around, including"),
+    "a regex that goes back": ({"regex": r"(a)\1"}, "the regex cannot be compiled: backreferences are not supported$"),
+    "an unknown type, in one sentence": (
+        {"json": {"type": "foo"}},
+        "the JSON schema cannot be compiled: Invalid type: foo$",
+    ),
     "an empty grammar": ({"grammar": ""}, "cannot be compiled"),
     "a huge grammar": ({"grammar": "start: " + '"a" ' * 100_000}, "at most 262144"),
     "a huge repeat in a grammar": ({"grammar": 'start: "a"{999999}'}, "repeats something"),

@@ -316,6 +316,7 @@ def test_options_of_loading_that_cannot_be_meant_are_refused_before_anything_is_
 def test_threads_pages_and_formats_are_as_the_command_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict = {}
     monkeypatch.setattr(module, "resolve_checkpoint", lambda path: path)
+    monkeypatch.setattr(module, "check_sizes", lambda directory, config, **given: None)
     monkeypatch.setattr(module, "load", lambda directory, **given: (asked.update(given), (MODEL, IdTokenizer(128)))[1])
     monkeypatch.setattr(module, "set_threads", lambda count: asked.update(threads=count))
     LLM("somewhere", threads=3, weight_pages="copied", quantization="int4,head=int8", dtype="half", device="cpu")
@@ -332,7 +333,10 @@ def test_a_tokenizer_beside_a_checkpoint_is_refused_instead_of_ignored() -> None
     ("options", "message"),
     [
         ({"max_model_len": 257}, "max_model_len 257 exceeds the model's context of 256; give the model YaRN"),
-        ({"max_model_len": 256, "num_blocks": 15}, "needs 16 blocks of the cache, which holds 15"),
+        (
+            {"max_model_len": 256, "num_blocks": 15},
+            "needs 16 blocks of the cache .* and num_blocks is 15; lower .* num_blocks 16",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(options: dict, message: str) -> None:

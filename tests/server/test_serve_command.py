@@ -46,6 +46,7 @@ def here(monkeypatch, engine, tmp_path):
     """Run a command line to where it would serve; return what it said and the service."""
     seen = SimpleNamespace(said="", service=None)
     monkeypatch.setattr(start, "_open", lambda options, directory, say: (start._share(options, _CPU, say), engine)[1])
+    monkeypatch.setattr(start, "_check_sizes", lambda options, directory: None)
     monkeypatch.setattr(start, "bind", lambda settings: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(start, "run", lambda service, taken, ready: setattr(seen, "service", service))
 
@@ -225,6 +226,39 @@ def test_what_cannot_be_meant_is_one_line(line, monkeypatch):
     result = CliRunner().invoke(app, ["serve", *shlex.split(line)])
     assert isinstance(result.exception, LingError), (result.exception, result.output)
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--max-num-seqs 0", "--max-num-seqs must be at least 1"),
+        ("--max-num-queued-reqs 0", "--max-num-queued-reqs must be at least 1"),
+        ("--request-timeout -1", "--request-timeout must be a number of seconds"),
+        ("--port 70000", "--port must lie between 0 and 65535"),
+        ("--kv-cache-gib -1", "--kv-cache-gib must not be negative"),
+        ("--max-num-batched-tokens 5", "--max-num-batched-tokens 5 is too few for --max-num-seqs 64"),
+        ("--max-model-len 513", "--max-model-len 513 exceeds the model's context of 512"),
+        (
+            "--max-model-len 512 --kv-cache-gib 0.001",
+            "--kv-cache-gib 0.001 is 26; lower --max-model-len, or give --kv-",
+        ),
+        ("--speculative-algorithm NEXTN --speculative-num-steps 40", "--speculative-num-steps must lie between 0 and"),
+        (
+            "--speculative-algorithm NEXTN --speculative-num-draft-tokens 0",
+            "--speculative-num-draft-tokens must lie between 1 and 17, got 0",
+        ),
+    ],
+)
+def test_a_refusal_names_the_flags_and_comes_before_weights_are_read(line, said, monkeypatch):
+    monkeypatch.setattr(start, "load", lambda *a, **k: (_ for _ in ()).throw(AssertionError("loaded")))
+    result = CliRunner().invoke(app, ["serve", "--device", "cpu", *shlex.split(line)])
+    assert isinstance(result.exception, ConfigError), (result.exception, result.output)
+    assert said in str(result.exception)
+
+
+def test_what_is_said_at_the_start_names_flags(here, monkeypatch):
+    monkeypatch.setattr(start, "describe", lambda engine: ["context 64, lowered from 512; kv_cache_gib 1 would"])
+    assert "lowered from 512; --kv-cache-gib 1 would" in here("").said
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded(monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import threading
 
 import pytest
 import tokenizers
@@ -21,6 +22,33 @@ ids_of_any_kind = st.lists(st.integers(0, VOCAB_SIZE + 30), max_size=20)
 @given(text=st.text() | chats.text, special=st.booleans())
 def test_every_string_survives(tokenizer, text, special):
     assert tokenizer.decode(tokenizer.encode(text, special=special)) == text
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_long_text_is_encoded_as_a_short_one_is(tokenizer, special, monkeypatch):
+    text = "".join(TEXTS) + "<|role_end|>".join(["one", " two ", "\n\n", "他们"] * 700)
+    long = tokenizer.encode(text, special=special)
+    monkeypatch.setattr("ling.tokenizer.tokenizer._LONG_TEXT", len(text))
+    assert tokenizer.encode(text, special=special) == long
+    assert tokenizer.decode(long) == text
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(tokenizer):
+    ran, text = [], "over and over again, " * 20_000
+    done = threading.Event()
+
+    def count():
+        while not done.wait(0.001):
+            ran.append(1)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    before = len(ran)
+    tokenizer.encode(text)
+    meanwhile = len(ran) - before
+    done.set()
+    thread.join()
+    assert meanwhile > 5  # one, at most, if the lock is held all the time
 
 
 @settings(deadline=None)

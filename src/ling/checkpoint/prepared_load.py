@@ -40,7 +40,7 @@ def check_options(
     if torch.device(device).type != "cpu":
         raise ConfigError(f"{holds}, which are for CPUs, not for {device}")
     if dtype not in (None, torch.float32):
-        raise ConfigError(f"packed weights are computed with in float32, not in {str(dtype)[6:]}")
+        raise ConfigError(f"{holds}, which are computed with in float32; {str(dtype)[6:]} is not for them")
     return stored
 
 

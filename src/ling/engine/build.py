@@ -1,7 +1,6 @@
 """From a checkpoint directory to an engine; and what is said of it at the start."""
 
 import contextlib
-import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +9,10 @@ from typing import Any, Literal
 import torch
 
 from ling.checkpoint import load_model
-from ling.checkpoint.packing import Weights, read_weights
 from ling.checkpoint.pages import PageMode
-from ling.checkpoint.source import read_json
 from ling.config.engine import EngineConfig
-from ling.config.published import PUBLISHED_KEYS
 from ling.engine.core import Engine
+from ling.engine.early import check_overrides, check_sizes, packed_weights, where_read
 from ling.engine.invariance import probe
 from ling.engine.sizing import held_dtype
 from ling.errors import ConfigError
@@ -38,6 +35,7 @@ def open_engine(
     device: torch.device | str = "cpu",
 ) -> Engine:
     """Load a checkpoint directory with its tokenizer and build an engine over it, as `load` and `build`."""
+    check_sizes(directory, config, dtype=dtype, quantization=quantization, hf_overrides=hf_overrides, device=device)
     model, tokenizer = load(directory, dtype=dtype, quantization=quantization, hf_overrides=hf_overrides, device=device)
     return build(model, tokenizer, config)
 
@@ -73,34 +71,6 @@ def device_of(option: str, asked: object) -> torch.device:
     return device
 
 
-def packed_weights(option: str, quantization: object) -> Weights | None:
-    """Return how matrices are packed; None: they are not. Raises ConfigError for a `quantization` that is not known.
-
-    option  what the message calls it
-    """
-    if quantization in (None, "fp8"):
-        return None
-    with contextlib.suppress(ConfigError):
-        if isinstance(quantization, str):
-            return read_weights(quantization)
-    raise ConfigError(
-        f"{option} must be fp8, int8, int4, mixed, by kind as in int4,head=int8, or left out, got {quantization}"
-    )
-
-
-def check_overrides(option: str, overrides: object) -> None:
-    """Raise ConfigError for keys that mean nothing in a config.json."""
-    if overrides is None:
-        return
-    if not isinstance(overrides, Mapping):
-        raise ConfigError(f"{option} must map keys of config.json to values, got {overrides!r}")
-    for key in overrides:
-        if key not in PUBLISHED_KEYS:
-            near = difflib.get_close_matches(str(key), PUBLISHED_KEYS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"{option}: {key} is no key of config.json that this model reads{hint}")
-
-
 def load(
     directory: Path | str,
     *,
@@ -124,23 +94,16 @@ def load(
     on_cpu = torch.device(device).type == "cpu"
     if weights is not None and not on_cpu:
         raise ConfigError(f"{quantization} weights are for CPUs; on {device} use fp8, or leave quantization out")
-    if on_cpu and dtype in (torch.bfloat16, torch.float16):
-        logger.warning("%s is slower than float32 on most CPUs; nothing is lost in float32", str(dtype)[6:])
     wanted = dtype or (torch.float32 if on_cpu else None)
     kept: Literal["keep", "dequantize"] = "keep" if quantization == "fp8" else "dequantize"
-    overrides = _where_read(directory, hf_overrides)
+    overrides = where_read(directory, hf_overrides)
     model = load_model(
         directory, dtype=wanted, device=device, fp8=kept, weights=weights, overrides=overrides,
         pages=pages, huge_pages=True,
     )  # fmt: skip
+    if on_cpu and dtype in (torch.bfloat16, torch.float16):
+        logger.warning("%s is slower than float32 on most CPUs; nothing is lost in float32", str(dtype)[6:])
     return model.requires_grad_(False), Tokenizer.from_directory(directory)
-
-
-def _where_read(directory: Path, overrides: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Lay overrides over the section of config.json that describes the model, where it has one."""
-    if not overrides or not isinstance(section := read_json(directory / "config.json").get("llm_config"), Mapping):
-        return overrides
-    return {"llm_config": {**section, **overrides}}
 
 
 def build(model: CausalLM, tokenizer: Tokenizer, config: EngineConfig | None = None) -> Engine:
@@ -170,7 +133,7 @@ def describe(engine: Engine) -> list[str]:
         f"{torch.get_num_threads()} thread(s)",
         f"MTP: {mtp}; drafting: {drafting}",
         f"rope: theta {model.rope_theta:g}, {model.rotated_dim} of {model.head_dim} channels{stretched}; "
-        f"context {engine.max_model_len}",
+        f"context {engine.max_model_len:,}{', ' * bool(sizes.lowered)}{sizes.lowered}",
         f"stop ids: {sorted(engine.stop_ids)}",
         f"cache: {sizes.num_blocks} blocks of {config.block_size} tokens in {held}, {sizes.cache_gib:.2f} GiB, "
         f"prefix caching {'on' if config.enable_prefix_caching else 'off'}",

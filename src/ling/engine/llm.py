@@ -20,12 +20,13 @@ from ling.checkpoint.hub import resolve_checkpoint
 from ling.checkpoint.pages import check_page_mode
 from ling.config.engine import EngineConfig
 from ling.engine.arguments import conversations, token_ids
-from ling.engine.build import build, check_overrides, device_of, dtype_of, load, packed_weights
+from ling.engine.build import build, device_of, dtype_of, load
 from ling.engine.core import Engine
+from ling.engine.early import check_overrides, check_sizes, packed_weights
 from ling.engine.grammar import Grammar, GrammarCompiler
+from ling.engine.memory import cache_gib_within
 from ling.engine.request import CompletionOutput, Delta, RequestOutput, SamplingParams
 from ling.engine.scoring import negative_log_likelihoods
-from ling.engine.sizing import cache_gib_within
 from ling.engine.stats import EngineStats
 from ling.engine.threads import set_threads
 from ling.errors import ConfigError, RequestError
@@ -100,6 +101,9 @@ class LLM:
             packed_weights("quantization", quantization)
             check_overrides("hf_overrides", hf_overrides)
             directory = resolve_checkpoint(_path(model))
+            if gpu_memory_utilization is None or given["device"].type == "cpu":  # else the cache is sized afterwards
+                wanted = {key: value for key, value in given.items() if key != "pages"}
+                check_sizes(directory, self._config, **wanted)
             self.model, self.tokenizer = load(directory, **given)
         if gpu_memory_utilization is not None:
             self._config = self._sized(gpu_memory_utilization)
@@ -121,7 +125,10 @@ class LLM:
 
     @cached_property
     def engine(self) -> Engine:
-        return build(self.model, self.tokenizer, self._config)
+        engine = build(self.model, self.tokenizer, self._config)
+        if engine.sizes.lowered:
+            logger.info("context %s tokens, %s", f"{engine.max_model_len:,}", engine.sizes.lowered)
+        return engine
 
     @cached_property
     def grammars(self) -> GrammarCompiler:

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _LONGEST_REASON = 240
+_SPELT_OUT = {
+    "NoExtension": "nothing may follow",
+    "NoExtensionBias": "no text fits it: its parts exclude each other, or it has no end",
+    "MaxTokensTotal": "it ended the text at its own limit of tokens",
+    "MaxTokensParser": "it ended the text at its own limit of tokens",
+    "LexerTooComplex": "its terminals have more states than are allowed; make them simpler",
+    "ParserTooComplex": "it has more states than are allowed; make it simpler",
+}
+"""Where llguidance gives the name of a reason for stopping and nothing else."""
 
 
 class Vocabulary:
@@ -124,4 +133,5 @@ def one_line(error: str) -> str:
     text = re.split(r"\n *\d+ \| |\n<|<non-verbose/>", error)[0]
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("    ")]
     reason = " ".join(" ".join(lines).split())
+    reason = _SPELT_OUT.get(reason, reason)
     return reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 3] + "..."

@@ -1,19 +1,19 @@
 """What the engine chooses at its start: context, cache and step sizes, who drafts."""
 
-import os
+import dataclasses
+import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from ling.config import ModelConfig
-from ling.config.engine import EngineConfig
+from ling.config.engine import CacheDtype, EngineConfig
+from ling.engine.memory import free_on
 from ling.errors import CheckpointError, ConfigError
 from ling.model import CausalLM
 from ling.tokenizer import Tokenizer
 
-_MEMORY, _PROCESS = Path("/proc/meminfo"), Path("/proc/self/status")
 _CPU_STEP, _GPU_STEP = 512, 8192
 _CPU_SHARE, _GPU_SHARE = 0.25, 0.9
 """Of free memory, for the cache, where nobody says how much."""
@@ -23,7 +23,8 @@ _CPU_SHARE, _GPU_SHARE = 0.25, 0.9
 class Sizes:
     """What was chosen.
 
-    dtype  of activations, and of keys and values unless they are held as codes
+    dtype    of activations, and of keys and values unless they are held as codes
+    lowered  what the context was lowered from, and what would hold it; empty: nothing was lowered
     """
 
     max_model_len: int
@@ -32,6 +33,7 @@ class Sizes:
     max_num_batched_tokens: int
     dtype: torch.dtype
     device: torch.device
+    lowered: str = ""
 
     @property
     def cache_gib(self) -> float:
@@ -47,18 +49,82 @@ def choose_sizes(model: CausalLM, tokenizer: Tokenizer, config: EngineConfig) ->
         )
     embedding = model.model.word_embeddings.weight
     dtype, device = model.computes_in or embedding.dtype, embedding.device
-    if config.batch_invariant and not model.config.num_key_value_heads:
+    return sizes_of(model.config, config, dtype, device)
+
+
+def sizes_of(
+    model: ModelConfig,
+    config: EngineConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    weight_bytes: int = 0,
+) -> Sizes:
+    """Settle sizes from descriptions alone, so that what does not fit is refused before weights are loaded.
+
+    dtype         of activations
+    weight_bytes  that the weights have yet to take of the memory that is free
+    """
+    if config.batch_invariant and not model.num_key_value_heads:
         raise ConfigError("batch_invariant needs attention heads")
-    context = model.config.max_position_embeddings
+    context = model.max_position_embeddings
     if config.max_model_len > context:
         raise ConfigError(
             f"max_model_len {config.max_model_len} exceeds the model's context of {context}; "
             "give the model YaRN (rope_scaling in config.json or --hf-overrides), or lower it"
         )
-    per_block = bytes_per_block(model.config, config, dtype)
-    lookahead = config.num_speculative_tokens if draft_method(model.config, config) == "mtp" else 0
-    length, blocks = _fit(config, config.max_model_len or context, lookahead, _affordable(config, per_block, device))
-    return Sizes(length, blocks, per_block, _step_tokens(config, device), dtype, device)
+    wanted = config.max_model_len or context
+    lookahead = config.num_speculative_tokens if draft_method(model, config) == "mtp" else 0
+    per_block = bytes_per_block(model, config, dtype)
+    needed = -(-(wanted + lookahead) // config.block_size)
+    free = None if config.num_blocks or config.kv_cache_gib else max(0, free_on(device) - weight_bytes)
+    blocks, why = _affordable(config, per_block, device, free)
+    length, lowered = wanted, ""
+    if needed > blocks:
+        length = blocks * config.block_size - lookahead
+        would = " or ".join(_who_would_hold(model, config, dtype, needed, blocks * per_block, free))
+        if config.max_model_len or length < 1:
+            weights = f" beside {weight_bytes / 2**30:.3g} GiB of weights" if weight_bytes and free is not None else ""
+            raise ConfigError(
+                f"a context of {wanted:,} tokens needs {needed} blocks of the cache ({needed * per_block / 2**30:.3g} "
+                f"GiB), and {why} is {blocks}{weights}; lower max_model_len{', or give ' * bool(would)}{would}"
+            )
+        lowered = f"lowered from {wanted:,}: the cache holds no more" + f"; {would} would" * bool(would)
+    elif not config.num_blocks:
+        blocks = min(blocks, config.max_num_seqs * needed)
+    return Sizes(length, blocks, per_block, _step_tokens(config, device), dtype, device, lowered)
+
+
+def _affordable(config: EngineConfig, per_block: int, device: torch.device, free: int | None) -> tuple[int, str]:
+    """Return how many blocks there may be, and who says so."""
+    if config.num_blocks:
+        return config.num_blocks, "num_blocks"
+    if free is None:
+        return int(config.kv_cache_gib * 2**30 / per_block), f"kv_cache_gib {config.kv_cache_gib:g}"
+    share = _GPU_SHARE if device.type == "cuda" else _CPU_SHARE
+    return int(free * share / per_block), f"{share:.0%} of the memory that is free"
+
+
+def _who_would_hold(
+    model: ModelConfig, config: EngineConfig, dtype: torch.dtype, blocks: int, cache_bytes: int, free: int | None
+) -> list[str]:
+    """Name the settings of which each alone would give a cache of so many blocks.
+
+    cache_bytes  that the cache may have as things are
+    free         bytes that a larger one may have; None: any number
+    """
+    if config.num_blocks:
+        return [f"num_blocks {blocks}"]
+    found: list[str] = []
+    now = held_dtype(config, dtype).itemsize
+    smaller: tuple[CacheDtype, ...] = ("float16", "fp8")
+    for kind in smaller:
+        other = dataclasses.replace(config, kv_cache_dtype=kind)
+        fits = blocks * bytes_per_block(model, other, dtype) <= cache_bytes
+        if not found and fits and held_dtype(other, dtype).itemsize < now:
+            found.append(f"kv_cache_dtype {kind}")
+    gib = math.ceil(blocks * bytes_per_block(model, config, dtype) / 2**30 * 1000) / 1000
+    return [*found, f"kv_cache_gib {gib:g}"] if free is None or gib * 2**30 <= free else found
 
 
 def bytes_per_block(model: ModelConfig, config: EngineConfig, dtype: torch.dtype) -> int:
@@ -87,73 +153,6 @@ def draft_method(model: ModelConfig, config: EngineConfig) -> Literal["mtp", "ng
     return config.drafting
 
 
-def _affordable(config: EngineConfig, per_block: int, device: torch.device) -> int:
-    if config.num_blocks:
-        return config.num_blocks
-    if config.kv_cache_gib:
-        return int(config.kv_cache_gib * 2**30 / per_block)
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] * _GPU_SHARE / per_block)
-    return int(free_memory() * _CPU_SHARE / per_block)
-
-
-def cache_gib_within(share: float, device: torch.device) -> float:
-    """Return the GiB that a share of a GPU's memory leaves for the cache, the weights being there already.
-
-    Raises ConfigError for what is no share, or where nothing is left.
-    """
-    if not 0 < share <= 1:
-        raise ConfigError(f"gpu_memory_utilization must lie in (0, 1], got {share:g}")
-    free, total = torch.cuda.mem_get_info(device)
-    left = free - (1 - share) * total
-    if left <= 0:
-        raise ConfigError(
-            f"gpu_memory_utilization {share:g} leaves no memory for the cache: of {total / 2**30:.1f} GiB "
-            f"{(total - free) / 2**30:.1f} are in use"
-        )
-    return left / 2**30
-
-
-def _fit(config: EngineConfig, length: int, lookahead: int, affordable: int) -> tuple[int, int]:
-    """Return the longest sequence and the number of blocks."""
-
-    def needed(tokens: int) -> int:
-        return -(-(tokens + lookahead) // config.block_size)
-
-    if needed(length) > affordable:
-        longest = affordable * config.block_size - lookahead
-        if config.max_model_len or longest < 1:
-            raise ConfigError(
-                f"a sequence of {length} tokens needs {needed(length)} blocks of the cache, which holds {affordable}; "
-                "give it more memory (kv_cache_gib, num_blocks) or lower max_model_len"
-            )
-        length = longest
-    if config.num_blocks:
-        return length, config.num_blocks
-    return length, min(affordable, config.max_num_seqs * needed(length))
-
-
 def _step_tokens(config: EngineConfig, device: torch.device) -> int:
     chosen = config.max_num_batched_tokens or (_GPU_STEP if device.type == "cuda" else _CPU_STEP)
     return max(chosen, config.max_num_seqs * (1 + config.num_speculative_tokens))
-
-
-def free_memory() -> int:
-    """Return the bytes that this machine can still give, if the files that this process has mapped stay in memory.
-
-    The system counts their pages as available; but weights among them are read for every token.
-    """
-    available = _kib(_MEMORY, "MemAvailable")
-    if available is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    mapped, locked = (_kib(_PROCESS, name) or 0 for name in ("RssFile", "VmLck"))  # no locked page is called available
-    return max(0, available - max(0, mapped - locked)) * 1024
-
-
-def _kib(file: Path, name: str) -> int | None:
-    """Return what a line of a file like /proc/meminfo says, in KiB; None where it says nothing."""
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
-    except (OSError, ValueError, IndexError):
-        return None

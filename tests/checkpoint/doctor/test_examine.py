@@ -492,7 +492,7 @@ def see_and_mend(
 
 def test_every_check_has_a_trap() -> None:
     seen = {trap[1] for trap in (*TRAPS.values(), *FP8_TRAPS.values())} | {"format-mark", "mtp-in-engines"}
-    assert {check.__name__.replace("_", "-") for check in (*OF_FILES, *OF_THE_MODEL)} == seen
+    assert {check.__name__.replace("_", "-") for check in (*OF_FILES, *OF_THE_MODEL)} == seen  # others: test_packed
 
 
 def test_a_file_without_the_mark_of_its_writer_is_named(bf16: Path) -> None:

@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ling.checkpoint.doctor import files, fp8, network, rotary, stretching, tensors, texts
+from ling.checkpoint.doctor import files, fp8, network, packed, rotary, stretching, tensors, texts
 from ling.checkpoint.doctor.evidence import CONFIG, Evidence, gather
 from ling.checkpoint.doctor.finding import SEVERITIES, Edit, Finding, error, one_line
-from ling.checkpoint.prepared import refuse_packed
+from ling.checkpoint.prepared import is_packed
 from ling.config import ModelConfig
 from ling.errors import CheckpointError, ConfigError
 
@@ -24,19 +24,28 @@ OF_THE_MODEL: tuple[Callable[[Evidence, ModelConfig], Iterator[Finding]], ...] =
 )  # fmt: skip
 """These run if config.json describes a network at all."""
 
+FOR_OTHERS = (files.format_mark, files.auto_map)
+"""Checks of files that matter to other programs alone."""
+OF_PACKED_WEIGHTS: tuple[Callable[[Evidence, ModelConfig], Iterator[Finding]], ...] = (
+    packed.packed_weights, packed.vocabulary, texts.stop_ids,
+)  # fmt: skip
+"""These run in place of those before on weights that are prepared for ling alone."""
+
 
 def examine(directory: Path) -> list[Finding]:
     """Return every trap in a Hugging Face directory, worst first, without reading weights.
 
-    Raises CheckpointError if it is no such directory, or holds weights that are prepared for ling alone.
+    Raises CheckpointError if it is no such directory.
     """
     seen = gather(directory)
-    refuse_packed(seen.raw_config, directory)
-    found = [named(finding, check) for check in OF_FILES for finding in check(seen)]
+    prepared = is_packed(seen.raw_config)
+    of_files = [check for check in OF_FILES if not (prepared and check in FOR_OTHERS)]
+    found = [named(finding, check) for check in of_files for finding in check(seen)]
     if seen.model is not None:
         model = seen.model
+        of_model = OF_PACKED_WEIGHTS if prepared else OF_THE_MODEL
         try:
-            found += [named(finding, check) for check in OF_THE_MODEL for finding in check(seen, model)]
+            found += [named(finding, check) for check in of_model for finding in check(seen, model)]
         except (CheckpointError, ConfigError) as problem:  # a network that no checkpoint could hold
             found.append(
                 dataclasses.replace(error(CONFIG, one_line(str(problem)), "mend config.json"), check="all-there")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ling.engine.sizing import free_memory
+from ling.engine.memory import free_memory
 
 if TYPE_CHECKING:
     from ling.engine.core import Engine

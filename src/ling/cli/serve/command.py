@@ -27,6 +27,7 @@ def serve(**given: Any) -> None:
     say = Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print
     model = _one_model(options)
     from ling.cli.serve.elsewhere import serve_elsewhere, who_serves
+    from ling.cli.serve.naming import naming_flags
     from ling.cli.serve.translate import check_formats
 
     check_formats(options)
@@ -39,7 +40,8 @@ def serve(**given: Any) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what it warns of is what strangers send
     from ling.cli.serve.start import start
 
-    start(options, name=model, resolve=_resolve, say=say)
+    with naming_flags():
+        start(options, name=model, resolve=_resolve, say=say)
 
 
 def _signature() -> inspect.Signature:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from ling.cli.serve.flags import all_flags
 from ling.cli.serve.translate import drafting, origins
-from ling.engine.build import packed_weights
+from ling.engine.early import packed_weights
 from ling.errors import ConfigError
 
 _PROGRAMS = {"vllm": "vLLM", "sglang": "SGLang"}

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from ling.checkpoint.pages import check_page_mode
+from ling.cli.serve.naming import in_flags
 from ling.cli.serve.translate import engine_config, json_object, server_settings
-from ling.engine.build import build, check_overrides, describe, device_of, dtype_of, load, packed_weights
+from ling.engine.build import build, describe, device_of, dtype_of, load
 from ling.engine.bundled import bundled_directory
 from ling.engine.core import Engine
+from ling.engine.early import check_overrides, check_sizes, packed_weights
 from ling.engine.loop import EngineLoop
-from ling.engine.sizing import cache_gib_within
+from ling.engine.memory import cache_gib_within
 from ling.engine.threads import set_threads
 from ling.errors import ConfigError
 from ling.server.run import bind, run
@@ -41,10 +43,11 @@ def start(options: Any, *, name: str | None, resolve: Callable[[str | None], Pat
     begin = time.perf_counter()
     directory = resolve(name)
     defaults = SamplingDefaults.of_model(directory)
+    _check_sizes(options, directory)
     say(f"loading {name or 'the bundled model'}")
     engine = _open(options, directory, say)
     for line in describe(engine):
-        say(line)
+        say(in_flags(line))
     say(f"sampling where requests do not say: {defaults.described}")
     say(f"loaded in {time.perf_counter() - begin:.1f} s")
     if not settings.is_loopback and not settings.api_keys:
@@ -75,6 +78,17 @@ def _open(options: Any, directory: Path, say: Say) -> Engine:
         hf_overrides=_overrides(options), device=device, pages=check_page_mode("--weight-pages", options.weight_pages),
     )  # fmt: skip
     return build(model, tokenizer, engine_config(options, kv_cache_gib=_share(options, device, say)))
+
+
+def _check_sizes(options: Any, directory: Path) -> None:
+    """Refuse what will not fit before anything is loaded."""
+    device = device_of("--device", options.device)
+    if options.gpu_memory_utilization is not None and device.type == "cuda":
+        return  # the cache is sized when the weights are there
+    check_sizes(
+        directory, engine_config(options), dtype=dtype_of("--dtype", options.dtype), quantization=options.quantization,
+        hf_overrides=_overrides(options), device=device,
+    )  # fmt: skip
 
 
 def _overrides(options: Any) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
-from ling.config.engine import CacheDtype, EngineConfig
+from ling.config.engine import MOST_DRAFTS, CacheDtype, EngineConfig
 from ling.errors import ConfigError
 from ling.server.settings import ServerSettings
 
@@ -48,6 +48,11 @@ def drafting(options: Any) -> dict[str, Any]:
     if steps is not None and drafts is not None and drafts != steps + 1:
         raise ConfigError(f"--speculative-num-steps {steps} makes {steps + 1} draft tokens, not {drafts}")
     count = steps if steps is not None else None if drafts is None else drafts - 1
+    if count is not None and not 0 <= count <= MOST_DRAFTS:
+        name, given, most = (
+            ("num-steps", steps, MOST_DRAFTS) if steps is not None else ("num-draft-tokens", drafts, MOST_DRAFTS + 1)
+        )
+        raise ConfigError(f"--speculative-{name} must lie between {most - MOST_DRAFTS} and {most}, got {given}")
     return {"drafting": method} | ({} if count is None else {"num_speculative_tokens": count})
 
 
