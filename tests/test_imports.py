@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-ROOMS_OF_A_BARE_GPU_MACHINE = ("ling.config", "ling.ops.moe", "ling.model", "ling.optim.build", "ling.engine.llm")
+ROOMS_OF_A_BARE_GPU_MACHINE = (
+    "ling.config", "ling.ops.moe", "ling.model", "ling.optim.build", "ling.engine.llm", "ling.train.loop",
+    "benchmarks.gpu",
+)  # fmt: skip
 NOT_THERE = ("pydantic", "jinja2", "matplotlib", "typer")
 
 

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.plain_recipe import plain_recipe
 
-from benchmarks import gpu, gpu_items
+from benchmarks import gpu, gpu_items, gpu_training
+from ling.config import preset
+from ling.config.recipe import load_recipe
 from ling.testing.models import tiny_config
 
 
@@ -16,18 +19,26 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_items, "MINI", mini)
     monkeypatch.setattr(gpu_items, "LARGE_COPY", 2**16)
     monkeypatch.setattr(gpu_items, "LARGE_PRODUCT", 64)
-    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+    for name in ("max_memory_allocated", "max_memory_reserved", "reset_peak_memory_stats"):
         monkeypatch.setattr(f"torch.cuda.{name}", lambda: 0)
+    for name, value in {"SHRINK": SMALL, "STEPS": 2, "GAP_TOKENS": 2048, "GAP_TOKENS_PER_STEP": 512}.items():
+        monkeypatch.setattr(gpu_training, name, value)
+    gpu_training.train.cache_clear()
     gpu_items.ceilings.cache_clear()
     gpu_items.mini.cache_clear()
 
 
-SLOW = "train-step"  # tens of steps of bfloat16, which a CPU emulates
+SLOW = "train-"  # tens of steps of bfloat16, which a CPU emulates
 NAMES = [
     pytest.param(name, marks=pytest.mark.slow if name.startswith(SLOW) else ())
     for name, _, _ in gpu.ITEMS
     if not name.startswith("kernels-")
 ]
+SMALL = [
+    *(f"model.{key}={json.dumps(value)}" for key, value in preset("tiny")["model"].items() if "nextn" not in key),
+    "model.first_k_dense_replace=1", "model.vocab_size=4096", "model.max_position_embeddings=64",
+    "train.sequence_length=32", "train.micro_batch_size=1", "data.max_document_tokens=192",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,3 +72,19 @@ def test_bytes_read_per_token_are_those_of_the_specification() -> None:
     counts = gpu_items.count_parameters(gpu_items.MINI)
     read = 2 * (counts.activated - gpu_items.MINI.vocab_size * gpu_items.MINI.hidden_size)
     assert read == pytest.approx(2.22e9, rel=0.01)
+
+
+def test_training_is_measured_as_the_recipe_says_and_at_full_size() -> None:
+    recipe = plain_recipe(gpu_training.RECIPE, ["model.num_nextn_predict_layers=0"], preset_name="ling_mini")
+    whole = load_recipe(file=Path(gpu_training.RECIPE), overrides=["model.num_nextn_predict_layers=0"])
+    assert (recipe.optim, recipe.data) == (whole.optim, whole.data)
+    assert (recipe.train.precision, recipe.train.fp8) == (whole.train.precision, whole.train.fp8)
+    assert gpu_items.count_parameters(recipe.model) == gpu_items.count_parameters(whole.model)
+    assert 16_384 <= recipe.train.micro_batch_size * recipe.train.sequence_length <= 32_768
+
+
+def test_published_ratios_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_training, "train", lambda name, mtp: {"fp8_tokens_per_second": 15_000 if mtp else 20_000})
+    found = gpu_training._against_mini("llama31_8b", {"fp8_tokens_per_second": 10_000})
+    assert (found["mini_over_this"], found["mini_with_mtp_over_this"]) == (2.0, 1.5)
+    assert (found["mini_over_this_published"], found["mini_with_mtp_over_this_published"]) == (1.58, 1.35)

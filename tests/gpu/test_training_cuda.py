@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.plain_recipe import plain_recipe
 
 from ling.config.model import DType
-from ling.config.recipe import load_recipe
 from ling.distributed.process import join_processes
 from ling.model import CausalLM, init_weights
 from ling.parallel.build import build_model
@@ -37,7 +37,7 @@ def read_batches(step: int) -> list[TrainBatch]:
 
 def losses(directory: Path, device: str, precision: DType = "float32", *, sharded: bool = False) -> list[float]:
     """Train, or go on; return the losses of the steps that were done."""
-    recipe = load_recipe(preset_name="tiny", overrides=[*OVERRIDES, f"train.precision={precision}"])
+    recipe = plain_recipe(None, [*OVERRIDES, f"train.precision={precision}"], preset_name="tiny")
     generator = torch.Generator().manual_seed(0)
     with join_processes(device, as_group=sharded) as process:
         ranks = Ranks(Layout(), process.device) if sharded else None
@@ -68,3 +68,11 @@ def test_a_checkpoint_written_in_the_background_from_the_gpu_is_gone_on_from_on_
     for late in (tmp_path / "run/checkpoints").glob("step_000006"):
         late.rename(tmp_path / "lost")
     assert losses(tmp_path / "run", "cpu") == pytest.approx(whole[4:], rel=1e-4)
+
+
+def test_weights_are_drawn_where_the_generator_is() -> None:
+    """All of Ling-mini would take minutes on a CPU."""
+    recipe = plain_recipe(None, ["train.precision=float32"], preset_name="tiny")
+    model = build_model(recipe.model, Ranks(Layout(), "cuda"), torch.Generator("cuda").manual_seed(0))
+    deviation = model.lm_head.weight.std().item()
+    assert deviation == pytest.approx(recipe.model.initializer_range, rel=0.1)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydantic
 import yaml
 
 from ling.config.checks import check_recipe
@@ -198,6 +197,8 @@ def _read_yaml(file: Path) -> Tree:
 
 
 def _validate(tree: Tree) -> Recipe:
+    import pydantic  # not on a bare GPU machine, where recipes are made of their sections
+
     try:
         return pydantic.TypeAdapter(Recipe).validate_python(tree)
     except pydantic.ValidationError as error:

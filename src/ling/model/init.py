@@ -20,14 +20,16 @@ def init_weights(model: CausalLM, generator: torch.Generator | None = None) -> C
 
 @torch.no_grad()
 def initial_values(model: CausalLM, generator: torch.Generator | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Yield what each parameter and expert bias begins with, by name: whole, on the CPU, one at a time.
+    """Yield what each parameter and expert bias begins with, by name: whole, one at a time, where `generator` draws.
 
-    `model` gives names and shapes alone and may be without memory, so ranks that hold parts of it draw the same.
+    That is the CPU unless it says otherwise. `model` gives names and shapes alone and may be without memory, so ranks
+    that hold parts of it draw the same.
     """
+    device = "cpu" if generator is None else generator.device
     std, padding = model.config.initializer_range, model.config.pad_token_id
     norms = {id(m.weight) for m in model.modules() if isinstance(m, RMSNorm)}
     for name, parameter in model.named_parameters():
-        value = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        value = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
         if id(parameter) in norms:
             value.fill_(1.0)
         elif name.endswith(".bias"):
