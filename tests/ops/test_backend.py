@@ -55,3 +55,16 @@ def test_what_is_faster_counts_only_where_nothing_is_forced(monkeypatch: pytest.
     assert linear(rows, weight).shape == (2, 3)
     with use_backend("invariant"):
         assert linear(rows, weight) is rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_compiled_graph_goes_through_ops_unbroken(learns: bool) -> None:
+    """C kernels are called by address, of which a graph knows nothing, and a log record would end it."""
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return linear(rms_norm(x, torch.ones(4), 1e-6), WEIGHTS[0])
+
+    x = ROWS.clone().requires_grad_(learns)
+    with torch.set_grad_enabled(learns):
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))

@@ -24,6 +24,8 @@ from functools import wraps
 from types import ModuleType
 from typing import Any, ParamSpec, TypeVar, cast
 
+import torch
+
 from ling.errors import BackendError
 from ling.log import log_once
 
@@ -99,7 +101,7 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
                     reason = module.rather_not(*args, **kwargs)
                 if reason is None:
                     return cast(T, module.forward(*args, **kwargs))
-                log_once(logger, f"{name}: not {backend}: {reason}", logging.DEBUG)
+                _say(f"{name}: not {backend}: {reason}")
             return reference(*args, **kwargs)
 
         def _run_forced(backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
@@ -111,8 +113,14 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
             return cast(T, modules[backend].forward(*args, **kwargs))
 
         for backend, reason in missing.items():
-            log_once(logger, f"{name}: back end {backend} is off: {reason}", logging.DEBUG)
+            _say(f"{name}: back end {backend} is off: {reason}")
         call.backends = ("reference", *twins)  # type: ignore[attr-defined]
         return call
 
     return decorate
+
+
+def _say(message: str) -> None:
+    """Log a choice once; not while a graph is compiled, which a record would cut in two."""
+    if not torch.compiler.is_compiling():
+        log_once(logger, message, logging.DEBUG)

@@ -115,6 +115,8 @@ def release_memory() -> None:
 
 def missing() -> str | None:
     """Why no twin of this folder can run, or None."""
+    if torch.compiler.is_compiling():
+        return "a graph is being compiled, of which calls by address are no part"
     return None if library() is not None else "the C library is not there"
 
 
