@@ -93,8 +93,13 @@ def test_mistakes_are_one_line(ling) -> None:
 def test_one_gpu_trains_all_of_ling_mini_by_a_recipe_and_lora_is_planned_only(ling) -> None:
     tree = json.loads(ling("plan", "--recipe", "cpt_mini_1gpu", "--json").out)
     (found,) = tree["fitting"]
+    assert tree["planned_only"] is None
     assert found["peak_bytes"]["total"] < 74 * 2**30
     assert found["peak_bytes"]["gradients"] < 1.6 * 2**30
     out = ling("plan", "--preset", "ling_mini", "--precision", "lora_fp8", "--gpu", "rtx4090").out
     assert "The trainer has no LoRA yet" in out
     assert "Do not fit" not in out
+    tree = json.loads(
+        ling("plan", "--preset", "ling_mini", "--precision", "lora_fp8", "--gpu", "rtx4090", "--json").out
+    )
+    assert tree["planned_only"].startswith("The trainer has no LoRA yet")

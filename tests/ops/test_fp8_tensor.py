@@ -4,9 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
+from ling.ops import fp8_tensor
 from ling.ops.fp8 import E4M3, E5M2, LARGEST
 from ling.ops.fp8_tensor import Fp8Tensor, measure_loss
+from ling.scaling import precision
 
 HALF_STEP = {E4M3: 2.0**-4, E5M2: 2.0**-3}
 SMALLEST = {E4M3: 2.0**-9, E5M2: 2.0**-16}
@@ -93,3 +96,48 @@ def test_what_is_lost_is_counted() -> None:
     assert measure_loss(torch.zeros(3, 3), Fp8Tensor.of_tiles(torch.zeros(3, 3))) == (0, 0)
     x[0, 0] = torch.inf
     assert not bool(torch.isfinite(measure_loss(x, Fp8Tensor.of_tiles(x)).distortion))
+
+
+@pytest.mark.parametrize("limit", [1, 128 * 200, 3 * 130 * 200, 2**23])
+@pytest.mark.parametrize("shape", [(300, 200), (7, 130, 200), (2, 3, 128, 128)])
+def test_what_is_lost_does_not_depend_on_the_pieces(monkeypatch, shape: tuple[int, ...], limit: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x[..., 0, 3] = 1e-5
+    x[..., -1, :] = 0
+    for q in (Fp8Tensor.of_tiles(x), Fp8Tensor.of_tiles(x, E5M2), Fp8Tensor.of_blocks(x, power_of_two=False)):
+        back = q.dequantize(torch.float32)
+        monkeypatch.setattr(fp8_tensor, "MEASURED_ELEMENTS", limit)
+        found = measure_loss(x, q)
+        assert found.underflow.item() == pytest.approx(float(((x != 0) & (back == 0)).sum() / (x != 0).sum()))
+        assert found.distortion.item() == pytest.approx(float((back - x).double().norm() / x.double().norm()), rel=1e-4)
+
+
+def test_rows_that_are_made_for_measuring_are_measured_as_if_they_had_been_there(monkeypatch) -> None:
+    x, asked = torch.randn(300, 96), []
+    monkeypatch.setattr(fp8_tensor, "MEASURED_ELEMENTS", 128 * 96)
+
+    def rows(a: int, b: int) -> torch.Tensor:
+        asked.append((a, b))
+        return x[a:b]
+
+    assert measure_loss(rows, Fp8Tensor.of_tiles(x)) == measure_loss(x, Fp8Tensor.of_tiles(x))
+    assert asked == [(0, 128), (128, 256), (256, 300)]
+
+
+@pytest.mark.parametrize("layout", ["tile", "block"])
+def test_measuring_takes_no_more_memory_than_the_plan_gives_it(monkeypatch, layout: str) -> None:
+    elements = 2**16
+    assert fp8_tensor.MEASURED_ELEMENTS == precision.MEASURED_ELEMENTS
+    given = precision.with_measuring(precision.PRECISIONS["fp8"]).measuring / precision.MEASURED_ELEMENTS * elements
+    monkeypatch.setattr(fp8_tensor, "MEASURED_ELEMENTS", elements)
+    x = torch.randn(16, 256, 256, dtype=torch.bfloat16)  # sixteen pieces
+    x = x if layout == "block" else x.flatten(0, 1)
+    q = (Fp8Tensor.of_tiles if layout == "tile" else Fp8Tensor.of_blocks)(x)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        measure_loss(x, q)
+    live = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    assert given / 3 < peak <= given

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from ling.cli.plan_tables import print_plan, print_published, print_simulation
+from ling.cli.plan_tables import PLANNED_ONLY, print_plan, print_published, print_simulation
 from ling.config.parallel import AXES
 from ling.errors import ConfigError
 
@@ -55,7 +55,7 @@ def plan(
         print_published(as_json)
         return
     from ling.config.recipe import given_keys, load_recipe
-    from ling.scaling.precision import PRECISIONS, with_muon, with_release, with_states
+    from ling.scaling.precision import PRECISIONS, with_measuring, with_muon, with_release, with_states
     from ling.scaling.search import Request, search
 
     resolved = load_recipe(preset_name=preset, file=recipe, overrides=overrides or [])
@@ -75,6 +75,8 @@ def plan(
         held = with_muon(held, resolved.optim.muon.chunk_mib)
     if resolved.optim.in_backward:
         held = with_release(held)
+    if name == "fp8" and resolved.train.fp8.measure_every:
+        held = with_measuring(held)
     sizes = {axis: asked(f"parallel.{axis}") for axis in (*AXES, "expert", "recompute")}
     request = Request(
         gpus=gpus,
@@ -88,7 +90,7 @@ def plan(
         found = search(model, request, held, device)
     chosen, simulated = _simulate(model, found, held) if simulate else (None, None)
     if as_json:
-        print(json.dumps(_as_tree(found, top, simulated), indent=2, allow_nan=False))
+        print(json.dumps(_as_tree(found, top, simulated, name), indent=2, allow_nan=False))
         return
     print_plan(model, found, request, device, name, top)
     if chosen is not None and simulated is not None:
@@ -114,7 +116,7 @@ def _simulate(model: "ModelConfig", found: "Plan", precision: "Precision") -> "t
         return chosen, simulate(model, chosen.layout, chosen.work, precision)
 
 
-def _as_tree(found: "Plan", top: int, simulated: "Simulation | None") -> dict[str, Any]:
+def _as_tree(found: "Plan", top: int, simulated: "Simulation | None", precision: str) -> dict[str, Any]:
     def one(c: "Candidate") -> dict[str, Any]:
         return {
             "layout": dataclasses.asdict(c.layout),
@@ -131,6 +133,8 @@ def _as_tree(found: "Plan", top: int, simulated: "Simulation | None") -> dict[st
         }
 
     return {
+        "precision": precision,
+        "planned_only": PLANNED_ONLY.get(precision),
         "fitting": [one(c) for c in found.fitting[:top]],
         "too_large": [one(c) for c in found.too_large[:top]],
         "simulated": None if simulated is None else dataclasses.asdict(simulated),

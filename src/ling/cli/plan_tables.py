@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from ling.scaling.search import Candidate, Plan, Request
     from ling.train.plan.simulate import Simulation
 
-_PLANNED_ONLY = {
-    "lora_fp8": "\nThe trainer has no LoRA yet: this says what it would take, beside weights of blocks in FP8.",
+PLANNED_ONLY = {
+    "lora_fp8": "The trainer has no LoRA yet: this says what it would take, beside weights of blocks in FP8.",
 }
 """By precision, what is to be known of one that nothing trains in."""
 _GIB, _MIB = 2**30, 2**20
@@ -43,8 +43,10 @@ def print_plan(
         f"{count_parameters(model).total_with_mtp:,} parameters, {precision}, on {request.gpus} x "
         f"{device.name}: {request.global_batch_size} sequences of {request.sequence_length} per step.\n"
         f"{device.usable_bytes / _GIB:.1f} of {device.memory_gib:.1f} GiB are for tensors. "
-        "Predictions, not measurements." + _PLANNED_ONLY.get(precision, "")
+        "Predictions, not measurements."
     )
+    if precision in PLANNED_ONLY:
+        console.print(PLANNED_ONLY[precision])
     if found.fitting:
         console.print(_layouts(found.fitting[:top]))
         best = found.fitting[0]

@@ -25,7 +25,7 @@ from ling.model.transformer import CausalLM
 from ling.ops.fp8 import E4M3, E5M2
 from ling.ops.fp8_experts import fp8_mix_experts
 from ling.ops.fp8_linear import Fp8Rule, Watch, fp8_linear
-from ling.ops.fp8_tensor import Fp8Tensor, measure_loss
+from ling.ops.fp8_tensor import Fp8Tensor, RowsOf, measure_loss
 from ling.ops.linear import Weight, linear
 from ling.ops.moe import mix_experts
 
@@ -67,8 +67,10 @@ class Fp8Layer:
         return None if self.losses is None else self._note
 
     @torch.no_grad()
-    def _note(self, operand: str, values: Tensor, quantised: Fp8Tensor) -> None:
+    def _note(self, operand: str, values: Tensor | RowsOf, quantised: Fp8Tensor) -> None:
         assert self.losses is not None
+        if operand in self.losses and quantised.layout == "block":
+            return  # a weight, which is the same in every microbatch of a step
         found = torch.stack(measure_loss(values, quantised))
         before = self.losses.get(operand)
         self.losses[operand] = found if before is None else torch.maximum(before, found)

@@ -52,7 +52,7 @@ class _Fp8MixExperts(torch.autograd.Function):
         rows = tokens.rows(order.pair_of_slot // ids.shape[1])
         gate_up = fp8_grouped_matmul(rows, rule.weight(gate_up_proj, watch, "gate_up"), order.offsets, x.dtype)
         gate_up.masked_fill_((order.pair_of_slot == ids.numel())[:, None], 0)  # rows of nobody are undefined
-        product = _swiglu(gate_up) * _pick(mix.flatten(), order.pair_of_slot)[:, None]
+        product = swiglu(gate_up) * _pick(mix.flatten(), order.pair_of_slot)[:, None]
         weighted = rule.rows(product, watch, "product")
         out = fp8_grouped_matmul(weighted, rule.weight(down_proj, watch, "down"), order.offsets, x.dtype)
         ctx.save_for_backward(tokens.codes, tokens.scale, gate_up, mix, gate_up_proj, down_proj, *order)
@@ -67,7 +67,7 @@ class _Fp8MixExperts(torch.autograd.Function):
         token_of_slot = pair_of_slot // mix.shape[1]
         is_nobody = (pair_of_slot == mix.numel())[:, None]
         mix_of_slot = _pick(mix.flatten(), pair_of_slot)[:, None]
-        product = _swiglu(gate_up)
+        product = swiglu(gate_up)
         dtokens = rule.rows(dy, ctx.watch, "output gradient", rule.gradient_kind)
         down = rule.weight(down_proj).transpose()
         dweighted = fp8_grouped_matmul(dtokens.rows(token_of_slot), down, offsets, ctx.dtype)
@@ -93,7 +93,7 @@ def _weight_grad(dy: Tensor, rows: Fp8Tensor, offsets: Tensor, rule: Fp8Rule, dt
     return fp8_grouped_weight_grad(dy, rows, offsets, dtype)
 
 
-def _swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor) -> Tensor:
     """Return silu(gate) * up in float32: (S, 2F) -> (S, F)."""
     gate, up = at_least_float32(gate_up).chunk(2, dim=1)
     return torch.nn.functional.silu(gate) * up

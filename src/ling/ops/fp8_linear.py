@@ -14,11 +14,11 @@ from torch.autograd.function import once_differentiable
 
 from ling.ops.fp8 import E4M3
 from ling.ops.fp8_matmul import columns_of, fp8_columns, fp8_matmul, fp8_weight_grad
-from ling.ops.fp8_tensor import Fp8Tensor
+from ling.ops.fp8_tensor import Fp8Tensor, RowsOf
 from ling.ops.torch.autograd import run
 
-Watch = Callable[[str, Tensor, Fp8Tensor], None]
-"""Is shown a tensor and its codes: (name of the operand, (..., M, K), codes)."""
+Watch = Callable[[str, Tensor | RowsOf, Fp8Tensor], None]
+"""Is shown a tensor, or what makes its rows, and its codes: (name of the operand, (..., M, K), codes)."""
 
 
 class Fp8Rule(NamedTuple):

@@ -4,6 +4,7 @@ Rows of activations and gradients carry a scale per 1x128 tile, weights one per 
 block, so a weight's transposed copy is made of its codes alone, exactly; that of tiles is not theirs to give.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ling.ops.fp8 import (
+    BLOCK,
     E4M3,
     dequantize_e4m3_block,
     dequantize_e4m3_tile,
@@ -81,11 +83,46 @@ class Fp8Loss(NamedTuple):
     """Norm of the error over the norm of the tensor; not finite where the tensor is not."""
 
 
-def measure_loss(x: Tensor, quantised: Fp8Tensor) -> Fp8Loss:
-    """Compare a tensor with its codes, without waiting for the device."""
-    exact, found = x.detach().float(), quantised.dequantize(torch.float32)
-    is_something = exact != 0
-    lost = (is_something & (found == 0)).sum() / is_something.sum().clamp_min(1)
-    norm = torch.linalg.vector_norm(exact)
-    error = torch.linalg.vector_norm(found - exact)
-    return Fp8Loss(lost.float(), torch.where(norm == 0, 0.0, error / norm))
+MEASURED_ELEMENTS = 2**23
+"""That a loss is measured of at once, in up to 24 bytes each: a layer's experts are 2^29, which float32 copies of, or a
+weighted product that kernels never write down, would not fit beside."""
+
+RowsOf = Callable[[int, int], Tensor]
+"""Makes rows a to b of a matrix (M, K) that is nowhere as a whole."""
+
+
+def measure_loss(x: Tensor | RowsOf, quantised: Fp8Tensor) -> Fp8Loss:
+    """Compare a tensor, or rows as they are made, with its codes: by pieces, and without waiting for the device."""
+    pieces = torch.stack([_compare(values, codes) for values, codes in _pieces(x, quantised)])
+    lost, something = pieces[:, :2].sum(0)
+    error, norm = torch.linalg.vector_norm(pieces[:, 2:], dim=0)
+    return Fp8Loss(lost / something.clamp_min(1), torch.where(norm == 0, 0.0, error / norm))
+
+
+def _pieces(x: Tensor | RowsOf, quantised: Fp8Tensor) -> Iterator[tuple[Tensor, Fp8Tensor]]:
+    """Yield whole matrices of a stack, or rows of one that is large: at least 128, so that no block is cut."""
+    M, K = quantised.shape[-2:]
+    count = quantised.shape[:-2].numel()
+    stack = quantised.codes.view(count, M, K)
+    scale = quantised.scale.view(count, -1, quantised.scale.shape[-1])
+    rows_per_scale = BLOCK if quantised.layout == "block" else 1
+    matrices = max(1, MEASURED_ELEMENTS // max(1, M * K)) if count > 1 else 1
+    rows = max(BLOCK, MEASURED_ELEMENTS // (K * matrices) // BLOCK * BLOCK)
+    for e in range(0, count, matrices):
+        for a in range(0, max(1, M), rows):
+            some = slice(a // rows_per_scale, -(-(a + rows) // rows_per_scale))
+            codes = Fp8Tensor(stack[e : e + matrices, a : a + rows], scale[e : e + matrices, some], quantised.layout)
+            if isinstance(x, Tensor):
+                yield x.reshape(count, M, K)[e : e + matrices, a : a + rows], codes
+            else:
+                yield x(a, min(a + rows, M))[None], codes
+
+
+@torch.no_grad()
+def _compare(x: Tensor, quantised: Fp8Tensor) -> Tensor:
+    """Return (4,) float32: values lost, values that are not zero, norm of the error, norm of the values."""
+    exact, found = x.float(), quantised.dequantize(torch.float32)
+    something = (exact != 0).sum()
+    lost = (exact != 0).logical_and_(found == 0).sum()
+    error = torch.linalg.vector_norm(found.sub_(exact))
+    return torch.stack([lost.float(), something.float(), error, torch.linalg.vector_norm(exact)])

@@ -18,8 +18,6 @@ from ling.scaling.stored import Stage, Unit, distinct_stages, split_into_stages
 
 CHUNK_ELEMENTS, MIN_CHUNK_ROWS = 2**21, 64
 """Logits at once, and fewest rows (ling.ops.torch.cross_entropy)."""
-
-
 ADAPTER_BYTES = 16
 """Per weight of an adapter: itself, its gradient and its moments in float32."""
 _UPDATE_BYTES = 12
@@ -98,7 +96,10 @@ class _Walk:
             self._hold(_category(unit), (in_flight - 1) * (b.kept + b.outputs))
 
     def _forward(self) -> None:
-        residual = 0 if self.precision.fused else 2 * self.stream  # where norms do not save their inputs themselves
+        p = self.precision
+        beside = p.measuring + (
+            0 if p.fused else 2 * self.stream
+        )  # the residual, where norms do not save their inputs themselves
         for i, (unit, b) in enumerate(zip(self.units, self.bytes)):
             if i == len(self.stage.blocks):
                 self._final_norm()
@@ -108,7 +109,7 @@ class _Walk:
                 f"forward of {self._name(i)}",
                 {category: b.saved, "gathered": whole, "dispatch": b.feed_forward.dispatch},
                 copies=self._codes(unit, 1),
-                working=max(b.attention.forward - b.feed_forward.saved, b.feed_forward.forward) + residual,
+                working=max(b.attention.forward - b.feed_forward.saved, b.feed_forward.forward) + beside,
             )
             self._hold(category, b.kept)
         if len(self.units) == len(self.stage.blocks):
@@ -155,18 +156,18 @@ class _Walk:
                 f"backward of {name}, feed-forward, before its gradients",
                 {category: b.saved + again, "dispatch": b.feed_forward.dispatch, "gathered": whole},
                 copies=self._codes(unit, 2),
-                working=b.feed_forward.backward_first,
+                working=b.feed_forward.backward_first + p.measuring,
             )
             self._note(
                 f"backward of {name}, feed-forward",
                 {category: b.saved + again, "dispatch": b.feed_forward.dispatch, **common},
                 copies=self._codes(unit, 2),
-                working=b.feed_forward.backward,
+                working=b.feed_forward.backward + p.measuring,
             )
             self._note(
                 f"backward of {name}, attention",
                 {category: b.attention.saved + again, **common},
-                working=b.attention.backward,
+                working=b.attention.backward + p.measuring,
             )
             self._hold("working", -b.logits if self.stage.head is not None else 0)
             if p.releases:

@@ -6,6 +6,10 @@ from typing import Literal
 
 from ling.config.model import DType
 
+MEASURED_ELEMENTS, _MEASURED_BYTES = 2**23, 24
+"""Of a piece of an operand, and per element of it: values, what codes say, and what those are made of
+(ling.ops.fp8_tensor)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Precision:
@@ -27,6 +31,8 @@ class Precision:
     chunked_loss: bool
     """Whether the loss is computed in chunks of rows, so that no logits of all tokens exist."""
     fp8_gemm: bool = False
+    measuring: float = 0
+    """Bytes that comparing an FP8 operand with its codes is given at most."""
     adapter_rank: int = 0
     """Of LoRA beside weights that stay as they are, embedding and head in the compute dtype; 0: the weights learn."""
     recomputes_layer: bool = False
@@ -64,6 +70,11 @@ def with_states(precision: Precision, weights: str, moments: str, *, master: boo
         precision, parameter=kept, gradient=min(kept, precision.gradient), moments=2 * bytes_of[moments],
         master=4.0 if master and weights != "float32" else precision.master,
     )  # fmt: skip
+
+
+def with_measuring(precision: Precision) -> Precision:
+    """Return what is held where FP8's losses are measured (`train.fp8.measure_every`), a piece at a time."""
+    return dataclasses.replace(precision, measuring=_MEASURED_BYTES * MEASURED_ELEMENTS)
 
 
 def with_release(precision: Precision) -> Precision:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ling.ops.backend import use_backend
 from ling.ops.fp8_experts import fp8_mix_experts
 from ling.ops.fp8_linear import Fp8Rule, fp8_linear
-from ling.ops.fp8_tensor import Fp8Tensor
+from ling.ops.fp8_tensor import Fp8Loss, Fp8Tensor, RowsOf, measure_loss
 from ling.ops.moe import mix_experts
 from ling.ops.router import count_experts
 from ling.ops.row_order import order_rows, pad_order
@@ -103,6 +103,30 @@ def test_experts_in_fp8_and_their_gradients_are_those_of_the_composition(rule: F
     for name, got, expected in zip(("y", "dx", "dmix", "dgate_up", "ddown"), *results, strict=True):
         assert got.dtype == expected.dtype
         assert_close(got, expected, steps, name)
+
+
+def test_whoever_watches_experts_in_fp8_sees_what_the_composition_shows() -> None:
+    """The product is never written down, and rows of nobody are undefined: neither may show."""
+    ids, E, H, F = here(ROUTES["a few"]), 4, 48, 128
+    found: list[dict[str, Fp8Loss]] = []
+    for backend in ("triton", "reference"):
+        seen: dict[str, Fp8Loss] = {}
+
+        def watch(name: str, values: Tensor | RowsOf, codes: Fp8Tensor, seen: dict[str, Fp8Loss] = seen) -> None:
+            seen[name] = measure_loss(values, codes)
+
+        x, mix = draw(0, 5, H).requires_grad_(), draw(1, 5, 2).abs()
+        gate_up, down = draw(2, E, 2 * F, H) / 7, draw(3, E, H, F) / 11
+        with use_backend(backend):
+            y = fp8_mix_experts(x, ids, mix, count_experts(ids, E), gate_up, down, Fp8Rule(), watch)
+            y.backward(draw(4, 5, H))
+        found.append(seen)
+    names = ["input", "gate_up", "product", "down", "output gradient", "hidden gradient"]
+    assert list(found[0]) == list(found[1]) == names
+    for name in names:
+        for got, expected in zip(found[0][name], found[1][name], strict=True):
+            assert_close(got, expected, Tolerance(2e-3, 5e-2, "a code on an edge may fall to either side"), name)
+        assert 0.005 < found[0][name].distortion < 0.06, name
 
 
 def test_an_fp8_linear_map_and_its_gradients_are_those_of_the_reference() -> None:

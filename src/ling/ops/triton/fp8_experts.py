@@ -1,5 +1,6 @@
 """Routed experts with FP8 operands, of fused kernels: tokens are quantised once and gathered as codes, SwiGLU's product
-and its gradient leave their kernels quantised. What is computed, kept and rounded is the composition's.
+and its gradient leave their kernels quantised. What is computed, kept and rounded is the composition's. The product is
+written down as codes alone: whoever watches is shown rows of it that are made again, a few at a time.
 """
 
 from typing import Any
@@ -23,8 +24,6 @@ def why_not(
     x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor,
     rule: Fp8Rule, watch: Watch | None = None,
 ) -> str | None:  # fmt: skip
-    if watch is not None:
-        return "operands that are watched must exist before they are quantised"
     if rule.fp8_weight_grad:
         return "columns are quantised by the composition"
     if x.shape[1] % 16 or gate_up_proj.shape[1] % 256:
@@ -38,7 +37,7 @@ def forward(
     x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor,
     rule: Fp8Rule, watch: Watch | None = None,
 ) -> Tensor:  # fmt: skip
-    y: Tensor = run(_Fp8MixExperts, x, ids, mix, counts, gate_up_proj, down_proj, rule)
+    y: Tensor = run(_Fp8MixExperts, x, ids, mix, counts, gate_up_proj, down_proj, rule, watch)
     return y
 
 
@@ -46,16 +45,21 @@ class _Fp8MixExperts(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor,
-        rule: Fp8Rule,
+        rule: Fp8Rule, watch: Watch | None,
     ) -> Tensor:  # fmt: skip
         order, k = rows.order_pairs(ids, counts, fp8_experts.ROW_MULTIPLE), ids.shape[1]
-        tokens = rule.rows(x, None, "input")
+        tokens = rule.rows(x, watch, "input")
         gathered = rows.gather_fp8(tokens, order, k)
-        gate_up = fp8_grouped_matmul(gathered, rule.weight(gate_up_proj), order.offsets, x.dtype)
-        weighted = swiglu_fp8(gate_up, rows.mix_of_slot(mix.float(), order), power_of_two=rule.power_of_two)
-        out = fp8_grouped_matmul(weighted, rule.weight(down_proj), order.offsets, x.dtype)
+        gate_up = fp8_grouped_matmul(gathered, rule.weight(gate_up_proj, watch, "gate_up"), order.offsets, x.dtype)
+        weights = rows.mix_of_slot(mix.float(), order)
+        if watch is not None:
+            _clear_rows_of_nobody(gate_up, order, mix.numel())
+        weighted = swiglu_fp8(gate_up, weights, power_of_two=rule.power_of_two)
+        if watch is not None:
+            watch("product", lambda a, b: fp8_experts.swiglu(gate_up[a:b]).mul_(weights[a:b, None]), weighted)
+        out = fp8_grouped_matmul(weighted, rule.weight(down_proj, watch, "down"), order.offsets, x.dtype)
         ctx.save_for_backward(tokens.codes, tokens.scale, gate_up, mix, gate_up_proj, down_proj, *order)
-        ctx.rule, ctx.dtype = rule, x.dtype
+        ctx.rule, ctx.watch, ctx.dtype = rule, watch, x.dtype
         return rows.combine(out, order, k, None, x.dtype)
 
     @staticmethod
@@ -65,21 +69,30 @@ class _Fp8MixExperts(torch.autograd.Function):
         rule: Fp8Rule = ctx.rule
         order, k = PaddedOrder(*order_parts), mix.shape[1]
         weights = rows.mix_of_slot(mix.float(), order)
-        dtokens = rows.gather_fp8(rule.rows(dy, None, "output gradient", rule.gradient_kind), order, k)
+        dtokens = rows.gather_fp8(rule.rows(dy, ctx.watch, "output gradient", rule.gradient_kind), order, k)
         dweighted = fp8_grouped_matmul(dtokens, rule.weight(down_proj).transpose(), order.offsets, ctx.dtype)
         del dtokens
         ddown = dgate_up_proj = None
         if ctx.needs_input_grad[5]:
             weighted = swiglu_fp8(gate_up, weights, power_of_two=rule.power_of_two)  # the codes of forward, made again
             ddown = fp8_grouped_weight_grad(rows.gather(dy, order, k), weighted, order.offsets, down_proj.dtype)
+        if ctx.watch is not None:
+            _clear_rows_of_nobody(dweighted, order, mix.numel())
         dgate_up, dmix, gradients = swiglu_backward_fp8(
             dweighted, gate_up, weights, rule.gradient_kind, power_of_two=rule.power_of_two
         )
         del dweighted
+        if ctx.watch is not None:
+            ctx.watch("hidden gradient", dgate_up, gradients)
         if ctx.needs_input_grad[4]:
             gathered = rows.gather_fp8(Fp8Tensor(codes, scale, "tile"), order, k)
             dgate_up_proj = fp8_grouped_weight_grad(dgate_up, gathered, order.offsets, gate_up_proj.dtype)
         drows = fp8_grouped_matmul(gradients, rule.weight(gate_up_proj).transpose(), order.offsets, ctx.dtype)
         dx = rows.combine(drows, order, k, None, ctx.dtype)
         dmix_of_pair = dmix.index_select(0, order.slot_of_pair).view(mix.shape).to(mix.dtype)
-        return dx, None, dmix_of_pair, None, dgate_up_proj, ddown, None
+        return dx, None, dmix_of_pair, None, dgate_up_proj, ddown, None, None
+
+
+def _clear_rows_of_nobody(values: Tensor, order: PaddedOrder, num_pairs: int) -> None:
+    """Make undefined rows zero: no product reads them, but a norm over all rows would."""
+    values.masked_fill_((order.pair_of_slot == num_pairs)[:, None], 0)
