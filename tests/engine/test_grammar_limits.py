@@ -98,6 +98,7 @@ WRONG = {
     ),
     "terminals that exclude each other": ({"grammar": "start: A\nA: /a/ & /b/"}, "no text fits it"),
     "a regex that looks ahead": ({"regex": "(?=a)b"}, "the regex cannot be compiled: look-around, including"),
+    "a regex with a boundary": ({"regex": r"\bfoo"}, r"compiled: word boundaries, .* are not supported: /\\bfoo/$"),
     "a regex that goes back": ({"regex": r"(a)\1"}, "the regex cannot be compiled: backreferences are not supported$"),
     "an unknown type, in one sentence": (
         {"json": {"type": "foo"}},

@@ -236,6 +236,10 @@ def test_what_cannot_be_meant_is_one_line(line, monkeypatch):
         ("--request-timeout -1", "--request-timeout must be a number of seconds"),
         ("--port 70000", "--port must lie between 0 and 65535"),
         ("--kv-cache-gib -1", "--kv-cache-gib must not be negative"),
+        ("--kv-cache-gib inf", "--kv-cache-gib must be finite"),
+        ("--host ''", "--host must not be empty; 0.0.0.0 listens at every address"),
+        ("--quantization fp8", "--quantization fp8 keeps FP8 weights as they are stored, and "),
+        ("--model ''", "the model's name is empty"),
         ("--max-num-batched-tokens 5", "--max-num-batched-tokens 5 is too few for --max-num-seqs 64"),
         ("--max-model-len 513", "--max-model-len 513 exceeds the model's context of 512"),
         (

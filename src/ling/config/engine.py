@@ -62,6 +62,8 @@ class EngineConfig:
         for name in ("max_model_len", "max_num_batched_tokens", "num_blocks", "kv_cache_gib"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.kv_cache_gib == float("inf"):
+            raise ConfigError("kv_cache_gib must be finite, got inf")
         if not 0 <= self.num_speculative_tokens <= MOST_DRAFTS:
             raise ConfigError(
                 f"num_speculative_tokens must lie between 0 and {MOST_DRAFTS}, got {self.num_speculative_tokens}"

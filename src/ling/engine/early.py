@@ -35,6 +35,10 @@ def check_sizes(
     weights = packed_weights("quantization", quantization)
     told = read_json(directory / "config.json")
     model = read_config(directory, where_read(directory, hf_overrides))
+    if quantization == "fp8" and not told.get("quantization_config"):
+        raise ConfigError(
+            f"quantization fp8 keeps FP8 weights as they are stored, and {directory} has none; leave it out"
+        )
     if is_packed(told):
         kept = "keep" if quantization == "fp8" else "dequantize"
         weights = check_options(told, directory, dtype=dtype, device=device, fp8=kept, weights=weights)

@@ -25,6 +25,8 @@ _SPELT_OUT = {
     "ParserTooComplex": "it has more states than are allowed; make it simpler",
 }
 """Where llguidance gives the name of a reason for stopping and nothing else."""
+_BOUNDARY = re.compile(r"lookarounds not supported yet; \w+ in regex")
+"""What `\\b` and an inner `^` are called there."""
 
 
 class Vocabulary:
@@ -133,5 +135,6 @@ def one_line(error: str) -> str:
     text = re.split(r"\n *\d+ \| |\n<|<non-verbose/>", error)[0]
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("    ")]
     reason = " ".join(" ".join(lines).split())
+    reason = _BOUNDARY.sub("word boundaries, and anchors but at its ends, are not supported:", reason)
     reason = _SPELT_OUT.get(reason, reason)
     return reason if len(reason) <= _LONGEST_REASON else reason[: _LONGEST_REASON - 3] + "..."

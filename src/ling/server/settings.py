@@ -44,6 +44,8 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.served_names or not all(self.served_names):
             raise ConfigError("served_names needs at least one name, and none may be empty")
+        if not self.host:
+            raise ConfigError("host must not be empty; 0.0.0.0 listens at every address of this machine")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port must lie between 0 and 65535, got {self.port}")
         for name in ("max_body_bytes", "max_header_bytes", "max_headers", "max_connections"):

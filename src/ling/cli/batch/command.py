@@ -36,7 +36,7 @@ def generate_file(
     Raises LingError before anything is written if files do not fit; what is wrong with one line is said in its answer.
     """
     if not source.is_file():
-        raise DataError(f"--input {source}: there is no such file")
+        raise DataError(f"--input {source}: there is no such file, or it is none")
     if output.exists() and output.samefile(source):
         raise ConfigError("--output must be another file than --input")
     settings = {"params": repr(params), "raw": raw, "model": model()}

@@ -69,7 +69,10 @@ serve.__annotations__ = {name: p.annotation for name, p in _signature().paramete
 def _one_model(options: Any) -> str | None:
     if options.model is not None and options.model_path is not None:
         raise ConfigError(f"two models are named, {options.model} and {options.model_path}; give one")
-    return options.model if options.model is not None else options.model_path
+    model: str | None = options.model if options.model is not None else options.model_path
+    if model == "":
+        raise ConfigError("the model's name is empty; give a directory or a hub's name, or leave it out")
+    return model
 
 
 def _resolve(model: str | None) -> Path:

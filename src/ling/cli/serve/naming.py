@@ -19,7 +19,9 @@ _CALLED_OTHERWISE = {
 def _flags_of_fields() -> dict[str, str]:
     flags = {flag.name: flag.spellings[0].partition("/")[0] for flag in all_flags()}
     fields = [field.name for tree in (EngineConfig, ServerSettings) for field in dataclasses.fields(tree)]
-    return {name: flags[name] for name in (*fields, "gpu_memory_utilization") if name in flags} | _CALLED_OTHERWISE
+    return {
+        name: flags[name] for name in (*fields, "gpu_memory_utilization", "quantization") if name in flags
+    } | _CALLED_OTHERWISE
 
 
 _FLAGS = _flags_of_fields()
