@@ -26,6 +26,15 @@ def weight(*shape: int, seed: int = 0) -> Tensor:
     return w
 
 
+def test_int8_loses_less_than_the_plain_scale_would() -> None:
+    w = weight(64, 256)
+    error = (quantize_int8(w).dequantize(torch.float32) - w).norm() / w.norm()
+    columns = w.unflatten(-1, (-1, 32))
+    step = (columns.abs().amax(-1, keepdim=True) / 127).clamp_min(1e-12)
+    plain = ((columns / step).round() * step).flatten(1)
+    assert error < 0.92 * (plain - w).norm() / w.norm()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_int8_is_off_by_half_a_step_at_most(shape: tuple[int, ...]) -> None:
     w = weight(*shape)
@@ -33,7 +42,7 @@ def test_int8_is_off_by_half_a_step_at_most(shape: tuple[int, ...]) -> None:
     got = packed.dequantize(torch.float32)
     assert got.shape == packed.shape == w.shape
     columns = torch.nn.functional.pad(w, (0, -shape[-1] % 32)).unflatten(-1, (-1, 32))
-    step = (columns.abs().amax(-1) / 127).repeat_interleave(32, -1)[..., : shape[-1]]
+    step = (columns.abs().amax(-1) / 120).repeat_interleave(32, -1)[..., : shape[-1]]
     assert bool(((got - w).abs() <= 0.51 * step + 1e-7).all())  # the float16 scale moves values a little, too
 
 

@@ -15,28 +15,39 @@ INLINE float squared_error(const V x[2], const V codes[2], float scale) {
     return v_sum(v_add(e[0], e[1]));
 }
 
+/* What the largest magnitude of a group may become, best first where the error is the same. */
+static const float INT8_STEPS[] = {127, 126, 125, 124, 123, 122, 121, 120}, INT4_STEPS[] = {-8.0f, -7.5f, -7.0f, -6.5f};
+
 /* Return the float16 scale of a group and its codes in to[0..32). */
 INLINE uint16_t pack_group(const V x[2], int64_t format, int8_t *to) {
     V low = v_set(format == INT8 ? -127.0f : -8.0f), high = v_set(format == INT8 ? 127.0f : 7.0f), codes[2];
-    float most = v_largest(v_max(v_abs(x[0]), v_abs(x[1])));
-    uint16_t best = half_of(most / 127.0f);
-    if (format == INT4) {
-        const float steps[] = {-8.0f, -7.5f, -7.0f, -6.5f};
-        float values[GROUP], least = 0.0f;
-        int at = 0;
+    float values[GROUP], largest = v_largest(v_max(v_abs(x[0]), v_abs(x[1]))), least = 0.0f;
+    const float *steps = format == INT8 ? INT8_STEPS : INT4_STEPS;
+    int count = format == INT8 ? 8 : 4, at = 0;
+    uint16_t best = 0;
+    if (format == INT4) { /* with its sign: there is one more code below zero than above */
         v_store(values, x[0]), v_store(values + 16, x[1]);
-        while (at < GROUP - 1 && fabsf(values[at]) != most) at++;
-        for (int i = 0; i < 4; i++) {
-            uint16_t half = half_of(values[at] / steps[i]);
-            float scale = float_of_half(half), error;
-            to_codes(x, scale, low, high, codes);
-            error = squared_error(x, codes, scale);
-            if (i == 0 || error < least) best = half, least = error;
-        }
+        while (at < GROUP - 1 && fabsf(values[at]) != largest) at++;
+        largest = values[at];
+    }
+    for (int i = 0; i < count; i++) {
+        uint16_t half = half_of(largest / steps[i]);
+        float scale = float_of_half(half), error;
+        to_codes(x, scale, low, high, codes);
+        error = squared_error(x, codes, scale);
+        if (i == 0 || error < least) best = half, least = error;
     }
     to_codes(x, float_of_half(best), low, high, codes);
     v_store_int8(to, codes[0]), v_store_int8(to + 16, codes[1]);
     return best;
+}
+
+/* Four codes of a row as they lie: int8 plus 128, or two quads of int4 plus 8 in the halves of the bytes. */
+INLINE uint32_t pack_quad(const int8_t *codes, int64_t format) {
+    uint32_t low, high;
+    memcpy(&low, codes, 4), memcpy(&high, codes + (format == INT8 ? 0 : GROUP / 2), 4);
+    if (format == INT8) return low ^ 0x80808080u;
+    return ((low & 0x0f0f0f0fu) ^ 0x08080808u) | ((high & 0x0f0f0f0fu) ^ 0x08080808u) << 4;
 }
 
 static int pack(const Rows *r, int64_t K, int64_t format, uint8_t *codes, uint16_t *scales) {
@@ -56,9 +67,9 @@ static int pack(const Rows *r, int64_t K, int64_t format, uint8_t *codes, uint16
                     if (left > 16) x[1] = v_load_up_to(from + 16, left - 16);
                 }
                 scales[(tile * G + g) * TILE + row] = pack_group(x, format, own);
-                for (int i = 0; i < (format == INT8 ? GROUP : GROUP / 2); i++) {
-                    uint8_t byte = format == INT8 ? own[i] + 128 : (own[i] + 8) | (own[i + 16] + 8) << 4;
-                    to[i / 4 * TILE * 4 + row * 4 + i % 4] = byte;
+                for (int quad = 0; quad < (format == INT8 ? 8 : 4); quad++) {
+                    uint32_t four = pack_quad(own + 4 * quad, format);
+                    memcpy(to + (quad * TILE + row) * 4, &four, 4);
                 }
             }
         }
