@@ -2,12 +2,14 @@
 
     python -m benchmarks.run cpu_kernels
 
-Weights are random and pass through more memory than any cache holds. On a machine that is not quiet the fastest run
-says most; the bandwidth is that of the fastest pass over 256 MiB, taken beside each kernel.
+Weights are random, pass through more memory than any cache holds, and lie in huge pages as loaded ones do: with pages
+of 4 KiB a head's product reaches two thirds of its rate. On a machine that is not quiet the fastest run says most; the
+bandwidth is that of the fastest pass over 256 MiB, taken beside each kernel.
 """
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from benchmarks.cpu_race.bursts import bandwidth
 from benchmarks.results import describe_machine, save
 from ling.checkpoint import load_model
 from ling.checkpoint.packing import MIXED, Weights, matrices, pack
+from ling.checkpoint.pages import anonymous_pages, to_empty_in_huge_pages, view
 from ling.config import ModelConfig, preset
 from ling.engine.bundled import bundled_directory
 from ling.engine.cache import PagedCache, Part, lay_out
@@ -95,7 +98,7 @@ def decoding(name: str, weights: Weights) -> dict[str, Any]:
     with torch.device("meta"):
         model = CausalLM(config)
     pack(model, weights)
-    model.to_empty(device="cpu")
+    to_empty_in_huge_pages(model)
     for parameter in [*model.parameters(), *model.buffers()]:
         fill(parameter)
     runner = Runner(model.requires_grad_(False), PagedCache(config, 64, 16, torch.float32, torch.device("cpu")), 1024)
@@ -171,9 +174,13 @@ def step(runner: Runner, index: int) -> Tensor:
 
 
 def draw_packed(format: PackedFormat, leading: tuple[int, ...], rows: tuple[int, ...], columns: int) -> PackedWeight:
-    codes = torch.empty(codes_shape(format, leading, rows, columns), dtype=torch.uint8)
-    scales = torch.empty(scales_shape(leading, rows, columns), dtype=torch.float16)
+    codes = in_huge_pages(torch.uint8, codes_shape(format, leading, rows, columns))
+    scales = in_huge_pages(torch.float16, scales_shape(leading, rows, columns))
     return PackedWeight(format, fill(codes), fill(scales), rows, columns)
+
+
+def in_huge_pages(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    return view(anonymous_pages(math.prod(shape) * dtype.itemsize), 0, dtype, shape, 64)
 
 
 def draw_moe(format: PackedFormat) -> MoeWeights:
