@@ -5,7 +5,7 @@ import torch
 from benchmarks.rounded_operands import rounded_linear, rounded_mix
 from torch import Tensor
 
-from benchmarks import adama_gap, fp8_loss_gap, small_state
+from benchmarks import adama, fp8_loss_gap, small_state
 from ling.config import ModelConfig, preset
 from ling.config.training import OptimConfig
 from ling.model import CausalLM, init_weights
@@ -118,8 +118,8 @@ def test_a_float32_model_computes_with_the_bfloat16_weights_that_are_kept() -> N
 
 
 def test_small_batches_decay_a_token_as_much_and_remember_as_many() -> None:
-    whole, small = (adama_gap.recipe_of(arm, 0, 40).optim for arm in (adama_gap.BASE, adama_gap.SMALL))
-    steps = adama_gap.recipe_of(adama_gap.SMALL, 0, 40).train.steps
+    whole, small = (adama.recipe_of("scratch", arm, 0, 40).optim for arm in (adama.BASE, adama.SMALL))
+    steps = adama.recipe_of("scratch", adama.SMALL, 0, 40).train.steps
     assert steps == 40 * 16
     assert small.warmup_steps == 16 * whole.warmup_steps
     assert small.lr == pytest.approx(whole.lr / 4)
@@ -131,7 +131,7 @@ def test_small_batches_decay_a_token_as_much_and_remember_as_many() -> None:
 
 def test_arms_that_were_not_run_are_left_out_of_the_comparison() -> None:
     runs = {"AdamW, seed 0": {"last": 2.0}, "AdamA, seed 0": {"last": 2.02}}
-    found = adama_gap.compare(runs, 1, "last")
+    found = adama.compare(runs, "last")
     assert list(found) == ["AdamW", "AdamA"]
     assert found["AdamA"]["gap_percent"] == pytest.approx(1.0)
     assert (found["AdamW"]["held"], found["AdamA"]["held"]) == (True, False)
@@ -139,12 +139,12 @@ def test_arms_that_were_not_run_are_left_out_of_the_comparison() -> None:
 
 @pytest.mark.slow  # a tokenizer is trained
 def test_microbatches_share_out_the_documents_of_a_step() -> None:
-    prepared = adama_gap.prepared_for(0, 2)
-    parts = adama_gap.microbatches(prepared, 0)
+    prepared = adama.prepared_for("scratch", 0, 2)
+    parts = adama.microbatches("scratch", prepared, 0)
     (whole,) = prepared.read_batches(0)
     assert len(parts) == 16
     assert sorted(torch.cat([p.tokens for p in parts]).tolist()) == sorted(whole.tokens.tolist())
-    assert sum(len(p.tokens) for p in parts) <= adama_gap.TOKENS_PER_STEP
+    assert sum(len(p.tokens) for p in parts) <= adama.TOKENS_PER_STEP
 
 
 @pytest.mark.slow  # short trainings, for each of which a tokenizer is trained
@@ -154,8 +154,11 @@ def test_each_arm_trains() -> None:
         assert found["tokens"] == 4096
         assert (found["fp8_lost"] is None) == (arm == "bfloat16")
     assert fp8_loss_gap.train("bfloat16", 0, 2, 1)["last"] != fp8_loss_gap.train("bfloat16", 0, 2)["last"]
-    base = adama_gap.train(adama_gap.BASE, 0, 2)["last"]
-    assert adama_gap.train("AdamA", 0, 2)["last"] == pytest.approx(base, rel=0.02)
+    base = adama.train("scratch", adama.BASE, 0, 2)["last"]
+    assert adama.train("scratch", "AdamA", 0, 2)["last"] == pytest.approx(base, rel=0.02)
+    trained = [adama.train("trained", arm, 0, 1) for arm in (adama.BASE, "AdamA, FP8 moments")]
+    assert trained[1]["heldout"] == pytest.approx(trained[0]["heldout"], rel=1e-3)
+    assert 0 < trained[0]["moved"] < 0.1
     masters, small = (small_state.run(arm, 0, 2) for arm in (small_state.BASE, "stochastic, FP8 moments"))
     assert masters["before"] == small["before"]
     assert masters["after"] == pytest.approx(small["after"], rel=1e-3)
