@@ -11,12 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection
+from collections.abc import Sequence as SequenceOf
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.results import describe_machine, save
 from benchmarks.turns import Measure, take_turns
@@ -45,12 +45,10 @@ FP8_ACCEPTANCE_POINTS = 3.0
 class AlwaysWrong(MtpDrafter):
     """Does all the work of drafting and proposes the token beside the one it found."""
 
-    def _choose(self, live: list[tuple[Sequence, Tensor]]) -> None:
-        before = [len(s.drafts) for s, _ in live]
-        super()._choose(live)
-        for (s, _), length in zip(live, before, strict=True):
-            if len(s.drafts) > length:
-                s.drafts[-1] = self._beside(s.drafts[-1], s.stop_ids)
+    def draft(self, going: SequenceOf[Sequence], prefilling: SequenceOf[Sequence], most: int) -> None:
+        super().draft(going, prefilling, most)
+        for s in going:
+            s.drafts = [self._beside(token, s.stop_ids) for token in s.drafts]
 
     def _beside(self, token: int, never: Collection[int]) -> int:
         following = ((token + i) % self.runner.model.config.vocab_size for i in count(1))

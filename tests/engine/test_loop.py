@@ -299,7 +299,7 @@ def test_a_draft_that_fails_costs_drafts_and_no_answer(loop: EngineLoop, monkeyp
     def broken(self: object, *args: object) -> None:
         raise RuntimeError("draft")
 
-    monkeypatch.setattr(core.MtpDrafter, "absorb", broken)
+    monkeypatch.setattr(core.MtpDrafter, "draft", broken)
     loop.submit("after", [5, 6], params(20), answers)
     answers.wait("after")
     assert answers.tokens("after") == answers.tokens("before")

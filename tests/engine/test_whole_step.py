@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from ling.checkpoint import load_model
 from ling.engine.bundled import bundled_directory
 from ling.engine.cache import PagedCache, Part
+from ling.engine.request import SamplingParams
 from ling.engine.runner import Runner
+from ling.engine.sequence import Sequence
+from ling.engine.speculative import MtpDrafter
+from ling.engine.text import AnswerText
 from ling.model import CausalLM
 from ling.model.linear import Linear
 from ling.ops.backend import use_backend
 from ling.ops.cpu.library import library
 from ling.testing.models import tiny_model
+from ling.testing.text import IdTokenizer
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the C library was not built")
 
@@ -71,6 +76,50 @@ def test_decoding_is_one_call_and_a_forced_reference_is_not(monkeypatch: pytest.
     with use_backend("reference"):
         steps(runner)
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("format", ["tiny", "float32", "int8", "int4"])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_drafts_of_one_call_are_those_of_a_pass_for_each(
+    format: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two answers that go on, at the end of a block, and a prompt whose slots are only filled."""
+    drafted = []
+    for at_once in (True, False):
+        runner = runner_of(model_of(format), whole=True)
+        if not at_once:
+            monkeypatch.setattr(runner, "propose", lambda *_: None)
+        prompts = [[*PROMPTS[0], 3], PROMPTS[1], [30, 31, 32]]
+        blocks = [[0, 1], [2, 5], [7]]
+        hidden, _ = runner.forward([Part(b, 0, len(p)) for b, p in zip(blocks, prompts)], prompts)
+        answers = [sequence_of(p, b, h, temperature) for p, b, h in zip(prompts, blocks, hidden)]
+        for s in answers[:2]:
+            s.tokens.append(9)
+        answers[2].wait([hidden[2][:2]], 2)
+        MtpDrafter(runner).draft(answers[:2], answers[2:], 3)
+        assert [s.mtp_next for s in answers] == [7, 10, 3]
+        drafted.append(([s.drafts for s in answers], runner.cache.keys, runner.cache.values))
+    (one, *held), (many, *expected) = drafted
+    assert one == many
+    assert [len(drafts) for drafts in one] == [3, 3, 0]
+    torch.testing.assert_close(held, expected, rtol=0, atol=0)
+
+
+def sequence_of(prompt: list[int], blocks: list[int], hidden: Tensor, temperature: float) -> Sequence:
+    s = Sequence(
+        request_id="a", index=0, params=SamplingParams(temperature=temperature), tokens=list(prompt),
+        num_prompt=len(prompt), max_new=20, seed=5, text=AnswerText(IdTokenizer(64), SamplingParams()),
+        blocks=blocks, num_computed=len(prompt),
+    )  # fmt: skip
+    s.wait([hidden], len(hidden))
+    return s
+
+
+def test_a_token_that_is_none_and_a_slot_beyond_the_rotations_are_errors() -> None:
+    runner = runner_of(model_of("tiny"), whole=True)
+    for token, start in ((-1, 0), (model_of("tiny").config.vocab_size, 0), (5, 64)):
+        with pytest.raises(IndexError, match="not in the vocabulary"):
+            runner.forward([Part(list(range(9)), start, 1)], [[token]])
 
 
 def test_what_is_not_finite_is_told() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ling.engine.sampler import gumbel_noise, noise_key
 from ling.ops.backend import use_backend
+from ling.ops.choice import choose_tokens, gumbel_noise
 from ling.ops.fp8 import quantize_e4m3_block, quantize_e4m3_tile, quantize_e4m3_training_block
 from ling.ops.linear import grouped_linear
 from ling.ops.moe import MoeWeights, moe_layer
@@ -85,5 +85,13 @@ def test_a_mini_sized_layer_in_bfloat16() -> None:
 
 def test_noise_is_the_same_as_on_the_cpu() -> None:
     ids = torch.arange(4096)
-    key = [noise_key(5, 0, 9)]
-    assert_close(gumbel_noise(key, [ids.cuda()])[0].cpu(), gumbel_noise(key, [ids])[0], SUM_ORDER)
+    keys = torch.full_like(ids, 1234567890123456789)
+    assert_close(gumbel_noise(keys.cuda(), ids.cuda()).cpu(), gumbel_noise(keys, ids), SUM_ORDER)
+
+
+def test_tokens_are_chosen_as_on_the_cpu() -> None:
+    logits = torch.randn(40, 500, generator=torch.Generator().manual_seed(0)) * 3
+    temperatures, keys = [(0.0, 0.7)[i % 2] for i in range(40)], [i << 60 for i in range(40)]
+    with use_backend("reference"):
+        expected = choose_tokens(logits, temperatures, keys)
+    assert choose_tokens(logits.cuda(), temperatures, keys) == expected

@@ -129,11 +129,8 @@ class PagedBatch:
         return torch.cat(outputs)
 
 
-def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1, together: bool = False) -> PagedBatch:
-    """Describe the rows of one step: the parts in an order that groups well, padded to a multiple of `multiple`.
-
-    together  in one group, for attention that pads nothing
-    """
+def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1) -> PagedBatch:
+    """Describe the rows of one step: the parts in an order that groups well, padded to a multiple of `multiple`."""
     order = sorted(range(len(parts)), key=lambda i: (parts[i].num_new, parts[i].start))
     size = cache.block_size
     slots: list[int] = []
@@ -149,8 +146,7 @@ def lay_out(cache: PagedCache, parts: SequenceOf[Part], *, multiple: int = 1, to
     padding = -len(slots) % multiple
     slots += [cache.spare_slot] * padding
     positions += [0] * padding
-    grouped = [order] if together else _group(order, parts)
-    groups = [_describe(cache, [parts[i] for i in group]) for group in grouped]
+    groups = [_describe(cache, [parts[i] for i in group]) for group in _group(order, parts)]
     device = cache.device
     return PagedBatch(cache, order, torch.tensor(slots, device=device), torch.tensor(positions, device=device), groups)
 

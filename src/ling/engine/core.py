@@ -184,8 +184,10 @@ class Engine:
         sequences = list(plan)
         only_decoding = all(not s.is_prefilling for s in sequences)
         tried = max(len(s.drafts) for s in sequences)
-        for s in sequences:
-            self._resume_drafting(s)
+        keeps = self._mtp is not None and self.draft_length.may_draft(len(sequences))
+        if keeps:
+            for s in sequences:
+                self._resume_drafting(s)
         hidden, finite = self._forward(sequences, plan)
         if not finite:
             deltas += self._fail_not_finite(sequences, hidden)
@@ -202,12 +204,12 @@ class Engine:
             if s.num_computed + plan[s] >= len(s.tokens):
                 ready.append((s, h))
             else:
-                self._keep(s, h)
+                self._count(s, h if keeps else None, plan[s])
                 prefilling.append(s)
         choices = choose(self.runner, [s for s, _ in ready], [h for _, h in ready])
-        deltas.extend(self._advance(s, h, choice) for (s, h), choice in zip(ready, choices))
+        deltas.extend(self._advance(s, plan[s], h if keeps else None, own) for (s, h), own in zip(ready, choices))
         going = [s for s, _ in ready if not s.finished]
-        made = self.draft_length.choose(max(1, len(going)))
+        made = self.draft_length.choose(max(1, len(going))) if keeps or self._mtp is None else 0
         self._draft(going, prefilling, made)
         for s in (*going, *prefilling):
             self.scheduler.publish(s)
@@ -227,38 +229,45 @@ class Engine:
 
     def _resume_drafting(self, s: Sequence) -> None:
         """Behind a prefix from the cache, go on where its MTP slots end, or see nothing of it where it has none."""
-        if self._mtp is None or not s.num_computed or s.mtp_next > 1 or s.pending:
+        if not s.num_computed or s.mtp_next > 1 or s.pending:
             return
         shared = s.blocks[: s.num_published]
-        if self.blocks.drafting_is_filled(shared):
+        is_fresh = s.num_computed == len(shared) * self.config.block_size
+        if is_fresh and self.blocks.drafting_is_filled(shared):
             s.mtp_next = s.num_computed
-            s.pending = [self.runner.cache.states[shared[-1:]]]
+            s.wait([self.runner.cache.states[shared[-1:]]], 1)
         else:
-            s.mtp_next = s.mtp_first = s.num_computed + 1
+            s.begin_drafting(s.num_computed + 1)
 
-    def _keep(self, s: Sequence, rows: Tensor) -> None:
-        """Count tokens as computed whose hidden states are `rows` (n, H); drafting reads those later."""
+    def _count(self, s: Sequence, hidden: Tensor | None, count: int) -> None:
+        """Count so many tokens as computed; drafting reads their hidden states (count, H) later, if they are kept."""
         size, begin = self.config.block_size, s.num_computed
-        s.num_computed += len(rows)
-        if self._mtp is None:
+        s.num_computed += count
+        if hidden is None:
             return
+        rows = hidden if hidden.shape[0] == count else hidden[:count]
         keep_hidden(s, rows)
         ends = range(begin + (-(begin + 1)) % size, s.num_computed, size)
         if ends:  # where blocks end, for those who will share them
             blocks = torch.tensor([s.blocks[i // size] for i in ends], device=rows.device)
             self.runner.cache.states[blocks] = rows[ends[0] - begin :: size]
 
-    def _advance(self, s: Sequence, hidden: Tensor, choice: Choice) -> Delta:
-        """Take what was chosen into the answer: the drafts it agrees with and one token more."""
+    def _advance(self, s: Sequence, rows: int, hidden: Tensor | None, choice: Choice) -> Delta:
+        """Take what was chosen into the answer: the drafts it agrees with and one token more.
+
+        rows    that were computed for it
+        hidden  theirs, (rows, H), where drafting is to read them
+        """
         logits, chosen = choice
         if isinstance(chosen, Exception):
             return self._fail(s, chosen)
         try:
-            accepted = count_accepted(s.drafts, chosen)
+            accepted = 0
             if s.drafts:
+                accepted = count_accepted(s.drafts, chosen)
                 self.stats.count_drafts(len(s.drafts), accepted)
                 self.draft_length.count(len(s.drafts), accepted)
-            self._keep(s, hidden[: len(hidden) - len(s.drafts) + accepted])
+            self._count(s, hidden, rows - len(s.drafts) + accepted)
             s.drafts = []
             delta = extend(s, chosen[: accepted + 1], logits, self.stop_ids, self.tokenizer)
             s.num_computed = min(s.num_computed, len(s.tokens))  # the answer may end inside its drafts
@@ -273,13 +282,13 @@ class Engine:
         """Propose up to `most` tokens behind each answer that goes on. A failure costs drafts, not answers."""
         readers = [*going, *[s for s in prefilling if s.pending]]
         if not most or not readers:
-            for s in readers:  # what waits is not to hold on to the rows of a long prompt beside it
-                s.pending[-1:] = [_apart(rows) for rows in s.pending[-1:]]
+            for s in readers:
+                if s.pending:  # what waits is not to hold on to the rows of a long prompt beside it
+                    s.pending[-1] = _apart(s.pending[-1])
             return
         try:
             if self._mtp is not None:
-                rows = self._mtp.absorb(readers)
-                self._mtp.propose(going, rows[: len(going)], most)
+                self._mtp.draft(going, readers[len(going) :], most)
             else:
                 for s in going:
                     propose_from_text(s, most)
@@ -290,8 +299,8 @@ class Engine:
                 logger.error("drafting failed %d times; the engine goes on without it", self._draft_failures)
                 self.draft_length.most = 0
             for s in [*going, *prefilling]:
-                s.drafts, s.pending = [], []
-                s.mtp_next = s.mtp_first = s.num_computed + 1
+                s.drafts = []
+                s.begin_drafting(s.num_computed + 1)
 
     # ---- ends ----
 

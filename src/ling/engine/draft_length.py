@@ -59,12 +59,16 @@ class DraftLength:
         self._drafted = [2.5] * most
         self._loads: dict[int, _Load] = {}
 
+    def may_draft(self, num_answers: int) -> bool:
+        """Whether anything is ever drafted behind so many answers in a step."""
+        return self.most > 0 and not (self.adaptive and num_answers > self.most_answers)
+
     def choose(self, num_answers: int) -> int:
         """Return how many tokens to draft behind each of `num_answers` answers, for the next step."""
-        if not self.adaptive or not self.most:
-            return self.most
-        if num_answers > self.most_answers:
+        if not self.may_draft(num_answers):
             return 0
+        if not self.adaptive:
+            return self.most
         load = self._load(num_answers)
         return load.best if load.trying is None else load.trying
 
@@ -73,7 +77,7 @@ class DraftLength:
 
         tokens  that it added to all answers; None: as many as acceptance promises
         """
-        if not self.adaptive or not self.most or num_answers > self.most_answers:
+        if not self.adaptive or not self.may_draft(num_answers):
             return
         load = self._load(num_answers)
         if verified == made:
@@ -125,8 +129,8 @@ class DraftLength:
             load.pause = load.until_trial = _SOONEST
 
     def _try_another(self, load: _Load) -> None:
-        """Try a neighbour of the best number that was never tried, or the most promising of the others."""
-        near = [k for k in (0, load.best - 1, load.best + 1) if 0 <= k <= self.most and k != load.best]
+        """Try a number that was never tried, a neighbour of the best, none or all; or the most promising other one."""
+        near = [k for k in (0, load.best - 1, load.best + 1, self.most) if 0 <= k <= self.most and k != load.best]
         untried = [k for k in near if k not in load.seconds]
         others = {*near, *load.seconds} - {load.best}
         load.trying = untried[0] if untried else max(others, key=lambda k: self._rate(load, k))

@@ -161,9 +161,10 @@ class SamplingParams:
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
 
     @property
-    def is_plain_greedy(self) -> bool:
-        """Whether the choice is the most likely token and nothing else counts."""
-        return self.temperature == 0 and not self.logit_bias and not self.counts_tokens and not self.min_tokens
+    def is_free(self) -> bool:
+        """Whether nothing but logits and temperature decides, where no grammar or least length does."""
+        ranks = self.temperature and (self.top_p != 1 or self.top_k > 0 or self.min_p)
+        return not ranks and not self.logit_bias and not self.counts_tokens
 
 
 class Logprob(NamedTuple):

@@ -6,7 +6,7 @@ The seam for devices: captured graphs and decode kernels stand behind `forward`,
 import math
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -18,10 +18,12 @@ from ling.errors import BackendError
 from ling.model import CausalLM
 from ling.ops.backend import use_backend
 from ling.ops.invariant import ROWS
-from ling.ops.rope import Rope, RopeTable
+from ling.ops.rope import RopeTable
 
 DRAFT_LAYER_OFFSET = 1
 """Slot i of the MTP layer joins token i with the hidden state of token i - 1, whose position it has."""
+
+_UNFORCED = nullcontext()
 
 
 class Runner:
@@ -39,8 +41,9 @@ class Runner:
         self.invariant = invariant
         self._backend: str | None = None
         self._multiple = 1
-        self._whole, self._whole_draft = WholeStep(model, cache), WholeStep(model, cache, draft=True)
         self._rotations = RopeTable(model.config, longest, cache.dtype, cache.device)
+        self._whole = WholeStep(model, cache, self._rotations.rope)
+        self._whole_draft = WholeStep(model, cache, self._rotations.rope, draft=True)
         if invariant and not self._runs_through("cpu"):
             self._backend, self._multiple = "invariant", ROWS
 
@@ -52,17 +55,15 @@ class Runner:
     @torch.inference_mode()
     def forward(self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]]) -> tuple[list[Tensor], bool]:
         """Run the new tokens of each part; return their hidden states, (n, H) per part, and whether all are finite."""
+        if self._suits(self._whole, parts):
+            hidden, finite = self._whole(parts, tokens)
+            return _by_part(hidden, parts, range(len(parts))), finite
         with self._prepared():
-            whole = self._suiting(self._whole, parts)
-            batch = lay_out(self.cache, parts, multiple=self._multiple, together=whole is not None)
+            batch = lay_out(self.cache, parts, multiple=self._multiple)
             ids = [t for i in batch.order for t in tokens[i]]
             ids += [0] * (len(batch.positions) - len(ids))
-            rows = torch.tensor(ids, device=self.device)
-            if whole is not None:
-                hidden, finite = whole(self.model.model.embed(rows), self._rotate(batch.positions), batch)
-            else:
-                hidden = self.model(rows, batch.positions, batch).hidden
-                finite = math.isfinite(hidden.sum().item())
+            hidden = self.model(torch.tensor(ids, device=self.device), batch.positions, batch).hidden
+            finite = math.isfinite(hidden.sum().item())
         return _by_part(hidden, parts, batch.order), finite
 
     @torch.inference_mode()
@@ -74,39 +75,54 @@ class Runner:
         hidden  per part (n, H) of the tokens before those: the main model's, or the layer's own for a second draft
         return  per part (n, H)
         """
+        if self._suits(self._whole_draft, parts):
+            rows, _ = self._whole_draft(parts, tokens, torch.cat([*hidden]) if len(hidden) > 1 else hidden[0])
+            return _by_part(rows, parts, range(len(parts)))
         with self._prepared():
-            whole = self._suiting(self._whole_draft, parts)
-            batch = lay_out(self.cache, parts, multiple=self._multiple, together=whole is not None)
+            batch = lay_out(self.cache, parts, multiple=self._multiple)
             ids = [t for i in batch.order for t in tokens[i]]
             rows = torch.cat([hidden[i] for i in batch.order])
             if padding := len(batch.positions) - len(ids):
                 ids += [0] * padding
                 rows = pad(rows, (0, 0, 0, padding))
             positions = (batch.positions - DRAFT_LAYER_OFFSET).clamp_min_(0)
-            ahead = torch.tensor(ids, device=self.device)
-            if whole is not None:
-                out, _ = whole(self.model.model.embed(ahead), self._rotate(positions), batch, rows)
-            else:
-                out = self.model.draft(0, ahead, rows, positions, batch)
+            out = self.model.draft(0, torch.tensor(ids, device=self.device), rows, positions, batch)
         return _by_part(out, parts, batch.order)
+
+    @torch.inference_mode()
+    def propose(
+        self,
+        parts: SequenceOf[Part],
+        tokens: SequenceOf[SequenceOf[int]],
+        hidden: SequenceOf[Tensor],
+        temperatures: SequenceOf[float],
+        keys: SequenceOf[int],
+    ) -> list[list[int]] | None:
+        """Do as `draft`, then choose some drafts behind the first sequences; None, nothing done, if that cannot be.
+
+        temperatures  of each sequence that drafts, 0: greedy
+        keys          of their noise: of all first drafts, then of all second ones, and so on
+        """
+        if not self._suits(self._whole_draft, parts):
+            return None
+        rows = torch.cat([*hidden]) if len(hidden) > 1 else hidden[0]
+        return self._whole_draft.propose(parts, tokens, rows, temperatures, keys)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N, V) float32."""
         padding = -len(hidden) % self._multiple
-        with self._prepared():
+        with self._through():
             logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
         return logits[: len(hidden)] if padding else logits
 
-    def _suiting(self, whole: WholeStep, parts: SequenceOf[Part]) -> WholeStep | None:
-        """Return `whole` if it is the way to run these parts."""
-        if self.pads:
-            return None
+    def _suits(self, whole: WholeStep, parts: SequenceOf[Part]) -> bool:
+        """Whether `whole` is the way to run these parts."""
+        if self.pads or whole.why_not is not None:
+            return False
         counts = [part.num_new for part in parts]
-        return whole if whole.suits(sum(counts), max(counts)) else None
-
-    def _rotate(self, positions: Tensor) -> Rope:
-        return self._rotations(positions, self.model.config, torch.float32)
+        with self._through():
+            return whole.suits(sum(counts), max(counts))
 
     def _runs_through(self, backend: str) -> bool:
         """Whether every op of the model that has such a back end can use it; from now on it does, if so."""
@@ -121,19 +137,24 @@ class Runner:
             return False
         return True
 
+    def _through(self) -> AbstractContextManager[None]:
+        return _UNFORCED if self._backend is None else use_backend(self._backend)
+
     @contextmanager
     def _prepared(self) -> Iterator[None]:
         """Have the model look rotations up, and choose the back end."""
         network = self.model.model
         before, network.rotate = network.rotate, self._rotations
         try:
-            with nullcontext() if self._backend is None else use_backend(self._backend):
+            with self._through():
                 yield
         finally:
             network.rotate = before
 
 
-def _by_part(rows: Tensor, parts: SequenceOf[Part], order: list[int]) -> list[Tensor]:
+def _by_part(rows: Tensor, parts: SequenceOf[Part], order: SequenceOf[int]) -> list[Tensor]:
+    if len(parts) == 1:
+        return [rows[: parts[0].num_new]] if parts[0].num_new < len(rows) else [rows]
     out: list[Tensor] = [rows] * len(parts)
     begin = 0
     for i in order:

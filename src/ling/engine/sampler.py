@@ -13,15 +13,12 @@ import torch
 from torch import Tensor
 
 from ling.engine.request import Logprob, SamplingParams, TokenLogprobs
-from ling.ops.noise import MASK64, mix, mix_int, signed_int
+from ling.ops.choice import choose_tokens
+from ling.ops.noise import MASK64, mix_int
 from ling.tokenizer import Tokenizer
 
-_VECTOR = 64
-"""A multiple of what any processor computes at once."""
 _NUCLEUS = 1024
 """Most likely tokens that are ranked before all of them are."""
-_NOISE_RANGE = 20.5
-"""Gumbel noise of 24 bits lies between -2.9 and 17.4."""
 
 
 class Row(NamedTuple):
@@ -47,43 +44,26 @@ class Row(NamedTuple):
         return len(self.tokens) + len(self.drafts)
 
     @property
-    def is_plain(self) -> bool:
-        return self.params.is_plain_greedy and self.allowed is None
+    def is_free(self) -> bool:
+        """Whether nothing but the logits and the temperature decides."""
+        return self.params.is_free and self.allowed is None and not self.barred
+
+    def noise_key(self, ahead: int = 0) -> int:
+        """Return the key of the token to choose, or of one so many behind it; 0: a greedy choice has no noise."""
+        return noise_key(self.seed, self.answer, self.position + ahead) if self.params.temperature else 0
 
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[int]:
     """Choose one token per row; logits (N, V) float32."""
-    if all(row.is_plain for row in rows):
-        return logits.argmax(1).tolist()
-    chosen: list[Tensor] = []
-    drawn: list[_Candidates] = []
-    for place, (own, row) in enumerate(zip(logits, rows, strict=True)):
-        steered = own if row.is_plain else _steer(own, row)
-        chosen.append(steered.argmax() if row.params.temperature == 0 else steered)
-        if row.params.temperature:
-            drawn.append(_candidates(steered, row, place))
-    if drawn:
-        noise = gumbel_noise([c.key for c in drawn], [c.ids for c in drawn])
-        for candidates, own_noise in zip(drawn, noise):
-            chosen[candidates.place] = candidates.ids[(candidates.values + own_noise).argmax()]
-    return [int(token) for token in torch.stack(chosen).tolist()]
+    if not all(row.is_free for row in rows):
+        logits = torch.stack([own if row.is_free else _leave(own, row) for own, row in zip(logits, rows, strict=True)])
+    return choose_tokens(logits, [row.params.temperature for row in rows], [row.noise_key() for row in rows])
 
 
-class _Candidates(NamedTuple):
-    """Tokens that can win a row, with their logits over the temperature."""
-
-    place: int
-    key: int
-    ids: Tensor
-    values: Tensor
-
-
-def _candidates(logits: Tensor, row: Row, place: int) -> _Candidates:
-    scaled, ids = _keep_likely(logits / row.params.temperature, row.params)
-    if ids is None:  # with little noise on the most likely token and much on another, one below this cannot win
-        ids = (scaled >= scaled.max() - _NOISE_RANGE).nonzero().squeeze(1)
-        scaled = scaled[ids]
-    return _Candidates(place, noise_key(row.seed, row.answer, row.position), ids, scaled)
+def _leave(logits: Tensor, row: Row) -> Tensor:
+    """Return (V,) logits of what may be chosen, -inf elsewhere."""
+    steered = _steer(logits, row)
+    return _keep_likely(steered, row.params) if row.params.temperature else steered
 
 
 def _steer(logits: Tensor, row: Row) -> Tensor:
@@ -122,27 +102,30 @@ def _penalise(logits: Tensor, row: Row) -> Tensor:
     return logits
 
 
-def _keep_likely(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
-    """Reduce (V,) to what min-p, top-k and top-p leave, and its ids; the ids are None where nothing was ranked."""
+def _keep_likely(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Reduce (V,) to what min-p, top-k and top-p leave; the rest becomes -inf."""
+    scaled = logits / params.temperature
+    kept = torch.ones_like(logits, dtype=torch.bool)
     if params.min_p:
-        logits = logits.masked_fill(logits < logits.max() + math.log(params.min_p), -torch.inf)
-    top_k = params.top_k if 0 < params.top_k < len(logits) else 0
-    if not top_k and params.top_p == 1:
-        return logits, None
-    if top_k:  # of tokens as likely as the last one all stay
-        kth = logits.topk(top_k).values[-1]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if params.top_p == 1:
-        return logits, None
+        kept &= scaled >= scaled.max() + math.log(params.min_p)
+    if 0 < params.top_k < len(logits):  # of tokens as likely as the last one all stay
+        scaled = scaled.masked_fill(~kept, -torch.inf)
+        kept &= scaled >= scaled.topk(params.top_k).values[-1]
+    if params.top_p < 1:
+        kept = _nucleus(scaled.masked_fill(~kept, -torch.inf), params.top_p)
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """Return (V,) bool: the most likely tokens, as many as fill `top_p`."""
     shares = logits.softmax(0)
     ranked, ids = shares.topk(min(_NUCLEUS, len(shares)))
-    if ranked.sum() < params.top_p and len(ranked) < len(shares):
+    if ranked.sum() < top_p and len(ranked) < len(shares):
         ranked, ids = shares.sort(descending=True, stable=True)
-    kept = ranked.cumsum(0) - ranked < params.top_p  # a token goes if those before it fill top_p already
+    kept = ranked.cumsum(0) - ranked < top_p  # a token goes if those before it fill top_p already
     kept &= ranked > 0
     kept[0] = True  # a top_p that float32 rounds to 0 means the most likely token
-    ids = ids[kept]
-    return logits[ids], ids
+    return torch.zeros_like(logits, dtype=torch.bool).index_fill_(0, ids[kept], True)
 
 
 def logprobs_of(logits: Tensor, tokens: Sequence[int], most: int, tokenizer: Tokenizer) -> list[TokenLogprobs]:
@@ -166,21 +149,6 @@ def logprobs_of(logits: Tensor, tokens: Sequence[int], most: int, tokenizer: Tok
 def noise_key(seed: int, answer: int, position: int) -> int:
     """Return what noise is a function of, beside the token."""
     return mix_int(mix_int(mix_int(seed & MASK64) ^ (answer & MASK64)) ^ (position & MASK64))
-
-
-def gumbel_noise(keys: Sequence[int], ids: Sequence[Tensor]) -> list[Tensor]:
-    """Return float32 Gumbel noise of each row's token ids, (n,) each; the same key and id give the same value.
-
-    Rows are computed together and padded to whole vectors: the end of an array is rounded by other instructions.
-    """
-    sizes = [len(own) for own in ids]
-    padding = -sum(sizes) % _VECTOR
-    lengths = torch.tensor([*sizes, padding])
-    signed = torch.tensor([*map(signed_int, keys), 0]).repeat_interleave(lengths).to(ids[0].device)
-    bits = mix(torch.cat([*ids, ids[0].new_zeros(padding)]) ^ signed)
-    uniform = ((bits >> 40) & 0xFFFFFF).to(torch.float64).add_(0.5).div_(1 << 24)  # 24 bits, never 0 or 1
-    noise = uniform.log_().neg_().log_().neg_().to(torch.float32)
-    return list(noise[: sum(sizes)].split(sizes))
 
 
 def derive_seed(seed: int, count: int) -> int:

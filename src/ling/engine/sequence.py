@@ -48,7 +48,9 @@ class Sequence:
     """Proposed tokens behind the last one."""
 
     pending: list[Tensor] = field(default_factory=list)
-    """(n, H) hidden states that the MTP layer has not seen: of tokens `mtp_next` - 1 to `num_computed` - 1."""
+    """(n, H) hidden states that the MTP layer has not seen: of tokens from `mtp_next` - 1 on."""
+    num_pending: int = 0
+    """Rows of `pending`. They reach to `num_computed` - 1 where the last step kept them."""
     mtp_next: int = 1
     """The MTP slot to be filled next."""
     mtp_first: int = 1
@@ -79,9 +81,18 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         return self.params.prompt_logprobs is not None and self.index == 0
 
+    def wait(self, hidden: list[Tensor], count: int) -> None:
+        """Make `hidden`, of `count` rows, what the MTP layer has not seen."""
+        self.pending, self.num_pending = hidden, count
+
+    def begin_drafting(self, first: int) -> None:
+        """Have the MTP layer see nothing before slot `first`."""
+        self.mtp_next = self.mtp_first = first
+        self.wait([], 0)
+
     def forget_cache(self) -> None:
         """Return to the state before anything was computed; the caller has released the blocks."""
         self.blocks, self.drafts, self.pending = [], [], []
-        self.num_computed = self.num_published = 0
+        self.num_computed = self.num_published = self.num_pending = 0
         self.mtp_next = self.mtp_first = 1
         self.prompt_logprobs = []

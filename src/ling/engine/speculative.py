@@ -5,7 +5,8 @@ the main model's true hidden states; the last one proposes the next token. Furth
 output. Rejected drafts leave stale slots, which the next pass overwrites.
 
 While nobody drafts, hidden states wait in `Sequence.pending`; when they exceed a bound, the oldest are dropped and the
-MTP layer sees the sequence from later on. That costs acceptance, never correctness.
+MTP layer sees the sequence from later on. Where more answers run than may draft, none are kept, and it sees what comes
+after. That costs acceptance, never correctness.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -28,12 +29,14 @@ _SEARCHED = 8192
 
 def keep_hidden(sequence: Sequence, hidden: Tensor) -> None:
     """Add main hidden states (n, H) of the tokens before `num_computed` to what the MTP layer has not seen."""
-    sequence.pending.append(hidden)
-    waiting = sequence.num_computed - (sequence.mtp_next - 1)
-    if waiting > _MOST_PENDING:
-        rows = torch.cat(sequence.pending)[-(_MOST_PENDING // 2) :]
-        sequence.pending = [rows.clone()]
-        sequence.mtp_next = sequence.mtp_first = sequence.num_computed - len(rows) + 1
+    s, count = sequence, hidden.shape[0]
+    if s.mtp_next - 1 + s.num_pending != s.num_computed - count:  # those between were not kept
+        s.begin_drafting(s.num_computed - count + 1)
+    s.wait([*s.pending, hidden], s.num_pending + count)
+    if s.num_pending > _MOST_PENDING:
+        rows = torch.cat(s.pending)[-(_MOST_PENDING // 2) :].clone()
+        s.begin_drafting(s.num_computed - rows.shape[0] + 1)
+        s.wait([rows], rows.shape[0])
 
 
 class MtpDrafter:
@@ -42,21 +45,44 @@ class MtpDrafter:
     def __init__(self, runner: Runner) -> None:
         self.runner = runner
 
-    def absorb(self, sequences: SequenceOf[Sequence]) -> list[Tensor]:
-        """Run the layer over every slot whose token and hidden state are known; return its last output per sequence."""
+    def draft(self, going: SequenceOf[Sequence], prefilling: SequenceOf[Sequence], most: int) -> None:
+        """Run the layer over every slot whose token and hidden state are known; set up to `most` drafts of `going`."""
         parts, tokens, hidden = [], [], []
-        for s in sequences:
-            rows = torch.cat(s.pending) if len(s.pending) > 1 else s.pending[0]
-            begin, s.pending = s.mtp_next, []
-            s.mtp_next += len(rows)
-            parts.append(Part(s.blocks, begin, len(rows), s.mtp_first))
+        for s in (*going, *prefilling):
+            begin, rows = s.mtp_next, torch.cat(s.pending) if len(s.pending) > 1 else s.pending[0]
+            s.mtp_next += s.num_pending
+            s.wait([], 0)
+            parts.append(Part(s.blocks, begin, rows.shape[0], s.mtp_first))
             tokens.append(s.tokens[begin : s.mtp_next])
             hidden.append(rows)
-            assert len(tokens[-1]) == len(rows), (len(tokens[-1]), len(rows))
-        return [out[-1:] for out in self.runner.draft(parts, tokens, hidden)]
+            assert len(tokens[-1]) == rows.shape[0], (len(tokens[-1]), rows.shape)
+        useful = [most_useful(s, most) for s in going]
+        most = max(useful, default=0)
+        if most > 0 and (found := self._propose_at_once(going, most, parts, tokens, hidden)) is not None:
+            for s, drafts, own in zip(going, found, useful):
+                stop = next((i for i, token in enumerate(drafts) if token in s.stop_ids), most)
+                s.drafts = drafts[: max(0, min(stop, own))]
+            return
+        outputs = self.runner.draft(parts, tokens, hidden)
+        self._propose(going, [rows[-1:] for rows in outputs[: len(going)]], most)
 
-    def propose(self, sequences: SequenceOf[Sequence], hidden: list[Tensor], most: int) -> None:
-        """Set `drafts` of each sequence, from what `absorb` returned for it."""
+    def _propose_at_once(
+        self,
+        going: SequenceOf[Sequence],
+        most: int,
+        parts: list[Part],
+        tokens: list[list[int]],
+        hidden: list[Tensor],
+    ) -> list[list[int]] | None:
+        """Have the runner do it all, if nothing but logits and temperatures decides and it can; else None."""
+        rows = [choice_row(s, (), None) for s in going]
+        if not all(row.is_free and s.matcher is None for row, s in zip(rows, going)):
+            return None
+        keys = [row.noise_key(depth) for depth in range(most) for row in rows]
+        return self.runner.propose(parts, tokens, hidden, [row.params.temperature for row in rows], keys)
+
+    def _propose(self, sequences: SequenceOf[Sequence], hidden: list[Tensor], most: int) -> None:
+        """Set `drafts` of each sequence, from the output (1, H) for its last slot, by one pass of the layer per depth."""
         live = list(zip(sequences, hidden))
         for depth in range(most):
             live = [(s, h) for s, h in live if len(s.drafts) == depth < most_useful(s, most)]

@@ -5,13 +5,17 @@ the same kernels gives. The call is made of addresses, so whether they still are
 """
 
 import logging
+from array import array
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from itertools import repeat
+from operator import contains, is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ling.engine.cache import PagedBatch, PagedCache
+from ling.engine.cache import PagedCache, Part
 from ling.model import CausalLM
 from ling.model.block import Block
 from ling.model.linear import Linear, quantity_of
@@ -19,24 +23,25 @@ from ling.model.moe import SparseMoe
 from ling.model.mtp import MtpBlock
 from ling.model.norm import RMSNorm
 from ling.ops.backend import forced_backend
-from ling.ops.cpu import stack
+from ling.ops.cpu import library as lib
+from ling.ops.cpu import paged_attention, stack
+from ling.ops.cpu.stack_structs import JoinWeights, LayerWeights
+from ling.ops.packed import PackedWeight
 from ling.ops.paged_attention import BlockStore
 from ling.ops.rope import Rope
 
 logger = logging.getLogger(__name__)
 
-_MANY = 17
-"""Rows; beyond, all are as many."""
-
 
 class WholeStep:
     """Some blocks of a model and the norm behind them.
 
+    rope   of every position that can occur
     draft  the first MTP layer in place of the main ones
     """
 
-    def __init__(self, model: CausalLM, cache: PagedCache, *, draft: bool = False) -> None:
-        self._model, self._cache, self._draft = model, cache, draft
+    def __init__(self, model: CausalLM, cache: PagedCache, rope: Rope, *, draft: bool = False) -> None:
+        self._model, self._cache, self._rope, self._draft = model, cache, rope, draft
         self.why_not: str | None = None
         """Why there is no such call."""
         self._make()
@@ -49,20 +54,48 @@ class WholeStep:
             return False
         if (forced := forced_backend()) is not None:
             return forced == "cpu"
-        kind = min(rows, _MANY), min(longest, _MANY)
-        if kind not in self._fast:
-            self._fast[kind] = stack.rather_not(*kind, self._layers) is None
-        return self._fast[kind]
+        return rows <= self._most_rows and paged_attention.rather_not_rows(longest) is None
 
-    def __call__(self, x: Tensor, rope: Rope, batch: PagedBatch, hidden: Tensor | None = None) -> tuple[Tensor, bool]:
-        """Run the layers over embeddings (N, H), as `ops.cpu.stack.Stack.run`; `batch` is one group without padding."""
-        (group,) = batch.groups
-        return self._run.run(x, rope, batch.slots, group.held, hidden)
+    def __call__(
+        self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]], hidden: Tensor | None = None
+    ) -> tuple[Tensor, bool]:
+        """Run the layers over the new tokens of each part, in this order, as `ops.cpu.stack.Stack.run`."""
+        return self._run.run(self._lay_out(parts, tokens), None if hidden is None else hidden.contiguous())
+
+    def propose(
+        self,
+        parts: SequenceOf[Part],
+        tokens: SequenceOf[SequenceOf[int]],
+        hidden: Tensor,
+        temperatures: SequenceOf[float],
+        keys: SequenceOf[int],
+    ) -> list[list[int]] | None:
+        """Run and draft as `ops.cpu.stack.Stack.propose`; None, nothing done, if the kernels cannot read the head."""
+        head = self._model.head()
+        if not isinstance(head, Tensor | PackedWeight) or lib.why_not_weight(head) is not None:
+            return None
+        rows = self._lay_out(parts, tokens, ahead=len(keys) // len(temperatures))
+        return self._run.propose(rows, hidden, head, array("f", temperatures), array("Q", keys))
+
+    def _lay_out(
+        self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]], *, ahead: int = 0
+    ) -> stack.NewRows:
+        """Describe the rows; tables go `ahead` slots further than they do."""
+        size, spare = self._cache.block_size, self._cache.spare_slot // self._cache.block_size
+        own, tables, spans = array("q"), array("q"), array("q")
+        width = max(-(-(part.start + part.num_new + ahead) // size) for part in parts)
+        for part, new in zip(parts, tokens):
+            blocks, start, count, first = part
+            known = blocks[: -(-(start + count + ahead) // size)]
+            own.extend(new)
+            tables.extend(known)
+            tables.extend([spare] * (width - len(known)))
+            spans.extend((count, start + count, first))
+        return stack.NewRows(own, tables, spans)
 
     @torch.inference_mode()
     def _make(self) -> None:
         model = self._model
-        self._fast: dict[tuple[int, int], bool] = {}
         last = model.config.num_hidden_layers
         found = list(model.model.layers[last : last + 1] if self._draft else model.model.layers[:last])
         blocks = [block for block in found if isinstance(block, Block)]
@@ -74,36 +107,52 @@ class WholeStep:
             if self._draft:
                 assert isinstance(blocks[0], MtpBlock)
                 norm, join = blocks[0].final_layernorm, _join(blocks[0])
-            self.why_not = stack.why_not(self._layers, norm.weight, join)
+            around = (model.model.word_embeddings.weight, self._rope, join)
+            self.why_not = stack.why_not(self._layers, norm.weight, *around)
         if self.why_not is not None:
             logger.debug("a step is no single call: %s", self.why_not)
             return
-        rotated, eps = model.config.rotated_dim, model.config.rms_norm_eps
-        self._run = stack.Stack(self._layers, norm.weight, eps, rotated, join)
-        self._watched = _Watched([model, model.model, norm], [m for block in blocks for m in block.modules()])
+        self._most_rows = stack.most_rows(self._layers)
+        self._run = stack.Stack(self._layers, norm.weight, model.config.rms_norm_eps, *around)
+        outside = [model, model.model, model.model.word_embeddings, norm]
+        self._watched = _Watched(outside, [m for block in blocks for m in block.modules()])
 
 
 class _Watched:
-    """Modules whose weights were where they were, and who did nothing but what they are made for."""
+    """Modules whose weights were where they were, and who did nothing but what they are made for.
+
+    Looked at before every step, so without a loop in Python.
+    """
 
     def __init__(self, around: Iterable[nn.Module], inside: Iterable[nn.Module]) -> None:
         inside = list(inside)
-        self._modules = [*around, *inside]
-        self._steered = [m for m in inside if isinstance(m, Linear | SparseMoe)]
-        holding = [*inside, *(m for m in self._modules if isinstance(m, RMSNorm))]
-        self._held = [
-            (held, name, tensor, tensor.data_ptr())
+        modules = [*around, *inside]
+        self._fields = [module.__dict__ for module in modules]
+        self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._steered = [m.__dict__ for m in inside if isinstance(m, Linear | SparseMoe)]
+        self._steers = [
+            "mix" if isinstance(m, SparseMoe) else "multiply" for m in inside if isinstance(m, Linear | SparseMoe)
+        ]
+        holding = [*inside, *(m for m in modules if isinstance(m, RMSNorm | nn.Embedding))]
+        held = [
+            (held, name, tensor)
             for module in holding
             for held in (module._parameters, module._buffers)
             for name, tensor in held.items()
             if tensor is not None
         ]
+        self._holders, self._names, self._tensors = map(list, zip(*held))
+        self._places = [tensor.data_ptr() for tensor in self._tensors]
 
     @property
     def changed(self) -> bool:
-        if any(held.get(name) is not tensor or tensor.data_ptr() != at for held, name, tensor, at in self._held):
+        if not all(map(is_, map(dict.get, self._holders, self._names), self._tensors)):
             return True
-        return _is_steered(self._steered) or _has_hooks(self._modules)
+        if list(map(Tensor.data_ptr, self._tensors)) != self._places:
+            return True
+        if any(self._hooks) or any(map(contains, self._fields, repeat("forward"))) or _are_all_hooked():
+            return True
+        return any(steer is not None for steer in map(dict.get, self._steered, self._steers))
 
 
 def _is_steered(modules: Iterable[nn.Module]) -> bool:
@@ -111,10 +160,14 @@ def _is_steered(modules: Iterable[nn.Module]) -> bool:
 
 
 def _has_hooks(modules: Iterable[nn.Module]) -> bool:
+    return _are_all_hooked() or any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules
+    )
+
+
+def _are_all_hooked() -> bool:
     everywhere: Any = torch.nn.modules.module
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:
-        return True
-    return any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules)
+    return bool(everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks)
 
 
 def _why_not_model(model: CausalLM, missing: int) -> str | None:
@@ -123,7 +176,8 @@ def _why_not_model(model: CausalLM, missing: int) -> str | None:
         return "parts of the model are elsewhere"
     if (network.stream_dtype or network.word_embeddings.weight.dtype) != torch.float32:
         return "activations are not torch.float32"
-    return "hooks look into the model" if _has_hooks([model, network, network.norm]) else None
+    around = [model, network, network.word_embeddings, network.norm]
+    return "hooks look into the model" if _has_hooks(around) else None
 
 
 def _why_not_blocks(blocks: list[Block]) -> str | None:
@@ -133,9 +187,9 @@ def _why_not_blocks(blocks: list[Block]) -> str | None:
     return "hooks look into the layers" if _has_hooks(modules) else None
 
 
-def _weights(block: Block, store: BlockStore) -> stack.LayerWeights:
+def _weights(block: Block, store: BlockStore) -> LayerWeights:
     mlp = block.mlp
-    return stack.LayerWeights(
+    return LayerWeights(
         block.input_layernorm.weight,
         block.attention.weights(),
         block.attention.heads,
@@ -145,5 +199,5 @@ def _weights(block: Block, store: BlockStore) -> stack.LayerWeights:
     )
 
 
-def _join(block: MtpBlock) -> stack.JoinWeights:
-    return stack.JoinWeights(block.enorm.weight, block.hnorm.weight, quantity_of(block.eh_proj))
+def _join(block: MtpBlock) -> JoinWeights:
+    return JoinWeights(block.enorm.weight, block.hnorm.weight, quantity_of(block.eh_proj))

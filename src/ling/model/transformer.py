@@ -13,7 +13,7 @@ from ling.model.linear import Linear
 from ling.model.mtp import MtpBlock
 from ling.model.norm import RMSNorm
 from ling.ops.cross_entropy import CrossEntropy, linear_cross_entropy
-from ling.ops.linear import linear
+from ling.ops.linear import Weight, linear
 from ling.ops.precision import at_least_float32
 from ling.ops.rope import Rope, rope_table
 from ling.ops.router import Routing
@@ -136,8 +136,11 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the head's logits in float32: (..., H) -> (..., V)."""
-        head = self.head_weight if self.lm_head is None else self.lm_head.quantity()
-        return at_least_float32(linear(hidden, head))
+        return at_least_float32(linear(hidden, self.head()))
+
+    def head(self) -> Weight:
+        """Return (V, H) as ops take it."""
+        return self.head_weight if self.lm_head is None else self.lm_head.quantity()
 
     def draft(self, depth: int, ahead: Tensor, hidden: Tensor, positions: Tensor, batch: AttentionBatch) -> Tensor:
         """Run one MTP layer on its own, for speculation.

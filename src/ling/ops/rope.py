@@ -38,11 +38,11 @@ class RopeTable:
     """
 
     def __init__(self, model: ModelConfig, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._rope = rope_table(torch.arange(length, device=device), model, dtype)
+        self.rope = rope_table(torch.arange(length, device=device), model, dtype)
 
     def __call__(self, positions: Tensor, model: ModelConfig, dtype: torch.dtype) -> Rope:
         """Return what `rope_table` does."""
-        cos, sin = self._rope
+        cos, sin = self.rope
         assert cos.dtype == dtype, (cos.dtype, dtype)
         return Rope(cos.index_select(0, positions), sin.index_select(0, positions))
 

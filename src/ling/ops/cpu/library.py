@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEVELS = ("avx512", "avx2", "plain")
-_FEW_ROWS = 16
+FEW_ROWS = 16
 """Up to so many rows of float32, these kernels are faster than torch's products."""
 _SMALL_EXPERT = 2**17
 """Values of an expert's first matrix: below, a grouped product costs more than what it multiplies."""
@@ -49,7 +49,9 @@ _SIGNATURES = {
     "ling_rms_norm": [_pointer, _pointer, _int64, _int64, _pointer, _int64, ctypes.c_double],
     "ling_heads": [_pointer, _int64, _int64, *[_pointer] * 6],
     "ling_attend": [_pointer, _pointer, _int64, _int64, _pointer],
-    "ling_stack": [_pointer, _pointer, _int64, _int64, _pointer, _pointer],
+    "ling_stack": [_pointer, _int64, _int64, _pointer, _pointer],
+    "ling_choose": [_pointer, _int64, _int64, _int64, *[_pointer] * 3],
+    "ling_propose": [_int64, _int64, *[_pointer] * 4],
     "ling_pack": [_pointer, _int64, _int64, _int64, _int64, _pointer, _pointer],
 }
 
@@ -67,6 +69,7 @@ class Library:
         c = self._c
         self.linear, self.mlp, self.moe, self.rms_norm = c.ling_linear, c.ling_mlp, c.ling_moe, c.ling_rms_norm
         self.heads, self.attend, self.stack, self.pack = c.ling_heads, c.ling_attend, c.ling_stack, c.ling_pack
+        self.choose, self.propose = c.ling_choose, c.ling_propose
         self.level = ""
         self._choose(None)
 
@@ -125,8 +128,14 @@ def opened() -> Library:
     return library()  # type: ignore[return-value]
 
 
+NOT_FINITE, OUTSIDE = 2, 3
+"""What calls return beside 0, and 1 where memory ran out."""
+
+
 def check(code: int) -> None:
-    """Raise MemoryError if a call says that memory ran out."""
+    """Raise MemoryError if a call says that memory ran out, IndexError if a token or position is none of the model."""
+    if code == OUTSIDE:
+        raise IndexError("a token id is not in the vocabulary, or a position not in the table of rotations")
     if code:
         raise MemoryError("a CPU kernel got no memory for its intermediate results")
 
@@ -162,11 +171,11 @@ def why_not_values(weight: Tensor | None) -> str | None:
 
 def many_floats(x: Tensor, weight: object) -> str | None:
     """Why torch's products are the faster ones, or None."""
-    if not isinstance(weight, Tensor) or x.shape[0] <= _FEW_ROWS:
+    if not isinstance(weight, Tensor) or x.shape[0] <= FEW_ROWS:
         return None
     if weight.dim() == 3 and weight.shape[1] * weight.shape[2] < _SMALL_EXPERT:
         return None
-    return f"more than {_FEW_ROWS} rows of float32"
+    return f"more than {FEW_ROWS} rows of float32"
 
 
 def format_of(weight: "Weight") -> str:

@@ -4,91 +4,54 @@ The same functions in the same order as when each sub-layer is a call of its own
 """
 
 import ctypes
+from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ling.ops.attention import AttentionWeights, HeadShape
-from ling.ops.cpu import attention, mlp, moe, paged_attention
 from ling.ops.cpu import library as lib
-from ling.ops.linear import Projection, Weight
+from ling.ops.cpu import mlp, moe, paged_attention
+from ling.ops.cpu.stack_structs import (
+    CDrafts,
+    CLayer,
+    CStack,
+    CStep,
+    JoinWeights,
+    LayerWeights,
+    describe_join,
+    describe_layer,
+)
+from ling.ops.linear import Weight
 from ling.ops.moe import MoeWeights
-from ling.ops.paged_attention import BlockStore
 from ling.ops.rope import Rope
-from ling.ops.router import RouterRule
 
-if TYPE_CHECKING:
-    from ling.ops.paged_attention import HeldBlocks
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """One layer: `feed_forward` are gate, up and down of a dense one, or experts with their rule."""
-
-    input_norm: Tensor
-    attention: AttentionWeights
-    heads: HeadShape
-    store: BlockStore
-    post_norm: Tensor
-    feed_forward: tuple[Weight | Projection, ...] | tuple[MoeWeights, RouterRule]
+_EMBEDDINGS = {torch.float32: 0, torch.bfloat16: 2}
+"""Kinds in kernels.h."""
+_NO_LIMIT = 2**62
+_PRODUCTS_OF_CALLS = 2**25
+"""What torch computes faster in a layer before its many calls have paid for themselves."""
 
 
-@dataclass(frozen=True, slots=True)
-class JoinWeights:
-    """What an MTP layer begins with."""
+class NewRows(NamedTuple):
+    """New tokens of B sequences, one after another; N of them in all.
 
-    embedding_norm: Tensor
-    hidden_norm: Tensor
-    projection: Weight | Projection
+    tokens  (N,) the rows' own
+    tables  (B, T) blocks of each sequence
+    spans   (B, 3) new rows, tokens held with them, the first slot that is seen
+    """
 
-
-class CLayer(ctypes.Structure):
-    """`Layer` of kernels.h."""
-
-    _fields_ = [
-        ("input_norm", ctypes.c_void_p),
-        ("post_norm", ctypes.c_void_p),
-        ("heads", attention.CHeads),
-        ("dense", lib.CMatrix),
-        ("dense_bias", ctypes.c_void_p),
-        ("cache", paged_attention.CPaged),
-        ("moe", moe.CMoe),
-        ("mlp", mlp.CMlp),
-    ]
-
-
-class CStack(ctypes.Structure):
-    """`Stack` of kernels.h."""
-
-    _fields_ = [
-        ("embedding_norm", ctypes.c_void_p),
-        ("hidden_norm", ctypes.c_void_p),
-        ("join", lib.CMatrix),
-        ("layers", ctypes.c_void_p),
-        ("num_layers", ctypes.c_int64),
-        ("H", ctypes.c_int64),
-        ("final_norm", ctypes.c_void_p),
-        ("eps", ctypes.c_double),
-    ]
-
-
-class CStep(ctypes.Structure):
-    """`Step` of kernels.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("hidden", "cos", "sin", "slots", "tables", "spans")),
-        ("B", ctypes.c_int64),
-        ("T", ctypes.c_int64),
-    ]
+    tokens: "array[int]"
+    tables: "array[int]"
+    spans: "array[int]"
 
 
 class Stack:
     """Layers described once, for a model whose weights stay where they are; values may change in place.
 
-    rotated  channels of each head that turn
+    embedding  (V, H) float32 or bfloat16
+    rope       of every position
     """
 
     def __init__(
@@ -96,56 +59,80 @@ class Stack:
         layers: Sequence[LayerWeights],
         final_norm: Tensor,
         eps: float,
-        rotated: int,
+        embedding: Tensor,
+        rope: Rope,
         join: JoinWeights | None = None,
     ) -> None:
-        H = final_norm.numel()
-        self._held = (layers, final_norm, join)  # what is pointed to stays
-        self._layers = (CLayer * len(layers))(*(_describe_layer(layer, H, rotated) for layer in layers))
-        fields = (0, 0, lib.CMatrix()) if join is None else _describe_join(join, H)
-        self._stack = CStack(*fields, ctypes.addressof(self._layers), len(layers), H, final_norm.data_ptr(), eps)
+        H, (positions, half) = final_norm.numel(), rope.cos.shape
+        assert embedding.shape[1] == H, (embedding.shape, H)
+        assert rope.sin.shape == rope.cos.shape, (rope.sin.shape, rope.cos.shape)
+        self._held = (layers, final_norm, embedding, rope, join)  # what is pointed to stays
+        self._layers = (CLayer * len(layers))(*(describe_layer(layer, H, 2 * half) for layer in layers))
+        self._stack = CStack(
+            *((0, 0, lib.CMatrix()) if join is None else describe_join(join, H)),
+            ctypes.addressof(self._layers), len(layers), H, final_norm.data_ptr(), eps,
+            embedding.data_ptr(), len(embedding), _EMBEDDINGS[embedding.dtype],
+            rope.cos.data_ptr(), rope.sin.data_ptr(), positions, 2 * half, 0 if join is None else 1,
+        )  # fmt: skip
         self._address = ctypes.addressof(self._stack)
-        self._rotated = rotated
+        self._joins = join is not None
         self._H = H
 
-    def run(
-        self, x: Tensor, rope: Rope, slots: Tensor, held: "HeldBlocks", hidden: Tensor | None = None
-    ) -> tuple[Tensor, bool]:
-        """Run all layers over new rows of some sequences.
+    def run(self, rows: NewRows, hidden: Tensor | None = None) -> tuple[Tensor, bool]:
+        """Run all layers over new rows of some sequences, whose keys and values go into the cache.
 
-        x       (N, H) float32 embeddings
-        slots   (N,) int64 of the store, where the new keys and values go
-        held    its tables and spans say what the rows see
-        hidden  (N, H) that an MTP layer joins with them
+        hidden  (N, H) float32 that an MTP layer joins with them; its rows turn as the slot before theirs
         return  (N, H) behind the final norm, and whether it is finite
+        Raises IndexError where a token is not in the vocabulary or a slot beyond the rotations.
         """
-        N = x.shape[0]
-        assert x.shape == (N, self._H), (x.shape, self._H)
-        assert x.dtype == torch.float32, x.dtype
-        assert rope.cos.shape == rope.sin.shape == (N, self._rotated // 2), (rope.cos.shape, N)
-        assert slots.shape == (N,), slots.shape
-        assert held.spans is not None
-        assert (hidden is not None) == (self._held[2] is not None), "an MTP layer, and only one, joins hidden states"
-        assert hidden is None or hidden.shape == x.shape, (hidden.shape, x.shape)
-        x, cos, sin = x.contiguous(), rope.cos.contiguous(), rope.sin.contiguous()
-        hidden = None if hidden is None else hidden.contiguous()
-        y = torch.empty_like(x)
-        pointers = [lib.address(part) for part in (hidden, cos, sin, slots, held.tables, held.spans)]
-        step = CStep(*pointers, *held.tables.shape)
-        found = lib.opened().stack(
-            x.data_ptr(), y.data_ptr(), N, torch.get_num_threads(), self._address, ctypes.byref(step)
-        )
-        if found != _NOT_FINITE:
+        N = len(rows.tokens)
+        assert (hidden is not None) == self._joins, "an MTP layer, and only one, joins hidden states"
+        y = torch.empty(N, self._H)
+        step = self._describe_step(rows, hidden)
+        found = lib.opened().stack(y.data_ptr(), N, torch.get_num_threads(), self._address, ctypes.byref(step))
+        if found != lib.NOT_FINITE:
             lib.check(found)
-        return y, found != _NOT_FINITE
+        return y, found != lib.NOT_FINITE
+
+    def propose(
+        self, rows: NewRows, hidden: Tensor, head: Weight, temperatures: "array[float]", keys: "array[int]"
+    ) -> list[list[int]]:
+        """Run an MTP layer as `run`, then choose drafts behind the first sequences, each behind the one before it.
+
+        rows          tables must have room for as many slots more
+        head          (V, H)
+        temperatures  (count,) float32, as `ops.choice` takes them
+        keys          (most, count) uint64
+        return        `most` tokens for each of `count` sequences
+        """
+        count = len(temperatures)
+        most = len(keys) // count
+        hidden, chosen = hidden.contiguous(), array("q", bytes(8 * count * most))
+        matrix = lib.CMatrix(*lib.fields(head, head.shape[0]))
+        drafts = CDrafts(ctypes.addressof(matrix), _address(temperatures), _address(keys), count, most)
+        step = self._describe_step(rows, hidden)
+        asked = (self._address, ctypes.byref(step), ctypes.byref(drafts), _address(chosen))
+        lib.check(lib.opened().propose(len(rows.tokens), torch.get_num_threads(), *asked))
+        return [chosen[i : i + most].tolist() for i in range(0, count * most, most)]
+
+    def _describe_step(self, rows: NewRows, hidden: Tensor | None) -> CStep:
+        assert hidden is None or hidden.shape == (len(rows.tokens), self._H), (hidden.shape, len(rows.tokens), self._H)
+        assert hidden is None or hidden.is_contiguous(), hidden.stride()
+        B = len(rows.spans) // 3
+        return CStep(lib.address(hidden), *map(_address, rows), B, len(rows.tables) // B)
 
 
-_NOT_FINITE = 2
+def _address(values: "array[Any]") -> int:
+    return values.buffer_info()[0]
 
 
-def why_not(layers: Sequence[LayerWeights], final_norm: Tensor, join: JoinWeights | None = None) -> str | None:
+def why_not(
+    layers: Sequence[LayerWeights], final_norm: Tensor, embedding: Tensor, rope: Rope, join: JoinWeights | None = None
+) -> str | None:
     """Why these layers cannot run in one call, or None."""
-    reason = lib.missing() or lib.why_not_values(final_norm)
+    reason = lib.missing() or lib.why_not_values(final_norm) or lib.why_not_values(rope.cos)
+    if embedding.dtype not in _EMBEDDINGS or not embedding.is_cpu or not embedding.is_contiguous():
+        reason = reason or f"embeddings are {embedding.dtype} on {embedding.device}, or not contiguous"
     for layer in layers:
         reason = reason or _why_not_layer(layer)
     if join is not None:
@@ -154,15 +141,29 @@ def why_not(layers: Sequence[LayerWeights], final_norm: Tensor, join: JoinWeight
     return reason
 
 
-def rather_not(rows: int, longest: int, layers: Sequence[LayerWeights]) -> str | None:
-    """Why calls by sub-layer, some of them torch's, are faster for so many rows, or None; `longest` of one sequence."""
-    some = torch.empty(rows, 0)
-    for layer in layers:
-        routed = layer.feed_forward[0].gate_up_proj if isinstance(layer.feed_forward[0], MoeWeights) else None
-        for weight in (layer.attention.query_key_value, layer.feed_forward[0] if routed is None else routed):
-            if reason := lib.many_floats(some, weight):
-                return reason
-    return paged_attention.rather_not_rows(longest)
+def most_rows(layers: Sequence[LayerWeights]) -> int:
+    """Return up to how many rows one call is faster than calls by sub-layer, some of them torch's.
+
+    Only products of float32 are ever faster there, and calls by sub-layer cost as much as some millions of those.
+    """
+    products = [_float_products(layer) for layer in layers]
+    if not any(products):
+        return _NO_LIMIT
+    if lib.opened().level == "plain":
+        return lib.FEW_ROWS
+    return max(lib.FEW_ROWS, _PRODUCTS_OF_CALLS * len(layers) // sum(products))
+
+
+def _float_products(layer: LayerWeights) -> int:
+    """Return the multiplications of float32 that a row takes in a layer."""
+    matrices: list[tuple[object, float]] = [(layer.attention.query_key_value, 1), (layer.attention.dense, 1)]
+    routed = layer.feed_forward[0]
+    if isinstance(routed, MoeWeights):
+        share = layer.feed_forward[1].num_experts_per_tok / len(routed.gate)  # type: ignore[union-attr]
+        matrices += [(routed.gate_up_proj, share), (routed.down_proj, share), *((w, 1) for w in routed.shared or ())]
+    else:
+        matrices += [(weight, 1) for weight in layer.feed_forward]
+    return int(sum(weight.numel() * share for weight, share in matrices if isinstance(weight, Tensor)))
 
 
 def _why_not_layer(layer: LayerWeights) -> str | None:
@@ -181,30 +182,3 @@ def _why_not_layer(layer: LayerWeights) -> str | None:
     if isinstance(feed_forward[0], MoeWeights):
         return reason or moe.why_not_weights(feed_forward[0])
     return reason or mlp.why_not_weights(*feed_forward)
-
-
-def _describe_layer(layer: LayerWeights, H: int, rotated: int) -> CLayer:
-    weights, heads = layer.attention, layer.heads
-    rows = weights.dense.shape[0]  # type: ignore[union-attr]
-    assert rows == H, (rows, H)
-    routed, dense = moe.CMoe(), mlp.CMlp()
-    if isinstance(layer.feed_forward[0], MoeWeights):
-        routed = moe.describe(layer.feed_forward[0], H, layer.feed_forward[1]).contents
-    else:
-        dense = mlp.describe(*layer.feed_forward).contents
-    return CLayer(
-        layer.input_norm.data_ptr(),
-        layer.post_norm.data_ptr(),
-        attention.describe(weights, heads, H, rotated).contents,
-        lib.CMatrix(*lib.fields(weights.dense, H)),  # type: ignore[arg-type]
-        lib.address(weights.dense_bias),
-        paged_attention.describe_store(layer.store, heads.A),
-        routed,
-        dense,
-    )
-
-
-def _describe_join(join: JoinWeights, H: int) -> tuple[int, int, lib.CMatrix]:
-    assert join.projection.shape == (H, 2 * H), (join.projection.shape, H)  # type: ignore[union-attr]
-    matrix = lib.CMatrix(*lib.fields(join.projection, H))  # type: ignore[arg-type]
-    return join.embedding_norm.data_ptr(), join.hidden_norm.data_ptr(), matrix

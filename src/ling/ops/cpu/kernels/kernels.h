@@ -100,17 +100,36 @@ typedef struct {
     int64_t num_layers, H;
     const float *final_norm;
     double eps;
+    const void *embedding;                     /* (V, H) of `kind` */
+    int64_t V, kind;
+    const float *cos, *sin;                    /* (positions, rotated / 2) */
+    int64_t positions, rotated;
+    int64_t lag;                               /* of a row's position behind its slot: 1 in an MTP layer */
 } Stack;
 
 /* What one step brings. */
 typedef struct {
-    const float *hidden;    /* (N, H) that an MTP layer joins with embeddings */
-    const float *cos, *sin; /* (N, rotated / 2) */
-    const int64_t *slots, *tables, *spans; /* as in Paged */
+    const float *hidden;                    /* (N, H) that an MTP layer joins with embeddings */
+    const int64_t *tokens;                  /* (N,) */
+    const int64_t *tables, *spans;          /* as in Paged */
     int64_t B, T;
 } Step;
 
-/* All return 0, or 1 where memory ran out. */
+/* What tokens are chosen by: greedily where the temperature is 0, otherwise with noise that is a function of the key. */
+typedef struct {
+    const float *temperatures; /* (N,) */
+    const uint64_t *keys;      /* (N,) */
+} Chance;
+
+/* What an MTP layer is to propose behind the first `count` sequences of a step. */
+typedef struct {
+    const Matrix *head;
+    const float *temperatures; /* (count,) */
+    const uint64_t *keys;      /* (most, count) */
+    int64_t count, most;
+} Drafts;
+
+/* All return 0, or 1 where memory ran out, 2 where what came out is not finite, 3 where a token or position is none. */
 typedef struct {
     const char *name;
     int (*linear)(const Rows *, const Matrix *, const float *bias);
@@ -119,7 +138,9 @@ typedef struct {
     int (*rms_norm)(const Rows *, const float *weight, int64_t H, double eps);
     int (*heads)(const Rows *, const Heads *, const float *cos, const float *sin, float *q, float *k, float *v);
     int (*attend)(const Rows *, const Paged *);
-    int (*stack)(const Rows *, const Stack *, const Step *); /* 2: what came out is not finite */
+    int (*stack)(const Rows *, const Stack *, const Step *);
+    int (*choose)(const Rows *, int64_t V, const Chance *, int64_t *chosen);
+    int (*propose)(const Rows *, const Stack *, const Step *, const Drafts *, int64_t *chosen);
     int (*pack)(const Rows *, int64_t K, int64_t format, uint8_t *codes, uint16_t *scales);
 } Level;
 

@@ -17,6 +17,8 @@
 #include "attention_piece.h"
 #include "attention.h"
 #include "stack.h"
+#include "choose.h"
+#include "propose.h"
 #include "pack.h"
 
-const Level LEVEL_TABLE = {LEVEL_NAME, linear, mlp, moe, rms_norm, heads, attend, stack, pack};
+const Level LEVEL_TABLE = {LEVEL_NAME, linear, mlp, moe, rms_norm, heads, attend, stack, choose_tokens, propose, pack};

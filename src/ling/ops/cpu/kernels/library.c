@@ -29,7 +29,7 @@ const char *ling_choose_level(const char *name) {
 }
 
 /* Memory is kept for the next call: a step makes the same calls layer after layer. */
-enum { SLOTS = 5 };
+enum { SLOTS = 6 };
 static _Thread_local struct {
     void *memory;
     int64_t bytes;
@@ -87,9 +87,21 @@ int ling_attend(const float *q, float *out, int64_t N, int64_t threads, const Pa
     return chosen->attend(&r, p);
 }
 
-int ling_stack(const float *x, float *y, int64_t N, int64_t threads, const Stack *s, const Step *step) {
-    Rows r = {x, y, N, threads};
+int ling_stack(float *y, int64_t N, int64_t threads, const Stack *s, const Step *step) {
+    Rows r = {NULL, y, N, threads};
     return chosen->stack(&r, s, step);
+}
+
+int ling_choose(const float *logits, int64_t N, int64_t threads, int64_t V, const float *temperatures,
+                const uint64_t *keys, int64_t *tokens) {
+    Rows r = {logits, NULL, N, threads};
+    Chance chance = {temperatures, keys};
+    return chosen->choose(&r, V, &chance, tokens);
+}
+
+int ling_propose(int64_t N, int64_t threads, const Stack *s, const Step *step, const Drafts *d, int64_t *tokens) {
+    Rows r = {NULL, NULL, N, threads};
+    return chosen->propose(&r, s, step, d, tokens);
 }
 
 int ling_pack(const float *w, int64_t M, int64_t K, int64_t threads, int64_t format, uint8_t *codes, uint16_t *scales) {
