@@ -56,7 +56,7 @@ def test_hidden_states_that_wait_for_drafting_do_not_keep_those_of_other_request
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = engine()
-    monkeypatch.setattr(core, "_LARGE_BYTES", 0)  # every step counts as one beside a long prompt
+    monkeypatch.setattr(core, "_MANY_VALUES", 0)  # every step counts as one beside a long prompt
     monkeypatch.setattr(own.draft_length, "choose", lambda _: 0)
     for name in "ab":
         own.add(name, [*PROMPT, ord(name)], SamplingParams(max_tokens=9, ignore_eos=True))

@@ -19,6 +19,7 @@ from ling.model import CausalLM
 from ling.model.linear import Linear
 from ling.ops.backend import use_backend
 from ling.ops.cpu.library import library
+from ling.ops.packed import PackedWeight
 from ling.testing.models import tiny_model
 from ling.testing.text import IdTokenizer
 
@@ -87,7 +88,9 @@ def test_drafts_of_one_call_are_those_of_a_pass_for_each(
     drafted = []
     for at_once in (True, False):
         runner = runner_of(model_of(format), whole=True)
-        if not at_once:
+        if at_once:  # by the head itself, not by what drafts read in 8 bits
+            monkeypatch.setattr(runner._whole_draft, "_head", model_of(format).head())
+        else:
             monkeypatch.setattr(runner, "propose", lambda *_: None)
         prompts = [[*PROMPTS[0], 3], PROMPTS[1], [30, 31, 32]]
         blocks = [[0, 1], [2, 5], [7]]
@@ -103,6 +106,14 @@ def test_drafts_of_one_call_are_those_of_a_pass_for_each(
     assert one == many
     assert [len(drafts) for drafts in one] == [3, 3, 0]
     torch.testing.assert_close(held, expected, rtol=0, atol=0)
+
+
+def test_drafts_read_the_head_in_8_bits() -> None:
+    head = runner_of(model_of("float32"), whole=True)._whole_draft._head
+    assert isinstance(head, PackedWeight)
+    torch.testing.assert_close(head.dequantize(torch.float32), model_of("float32").head(), atol=0.01, rtol=0)
+    packed = model_of("int4")
+    assert runner_of(packed, whole=True)._whole_draft._head.codes is packed.head().codes  # type: ignore[union-attr]
 
 
 def sequence_of(prompt: list[int], blocks: list[int], hidden: Tensor, temperature: float) -> Sequence:

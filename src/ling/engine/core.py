@@ -25,7 +25,7 @@ from ling.engine.sampler import derive_seed
 from ling.engine.scheduler import Scheduler
 from ling.engine.sequence import Sequence
 from ling.engine.sizing import Sizes, choose_sizes, draft_method, held_dtype
-from ling.engine.speculative import MtpDrafter, count_accepted, keep_hidden, propose_from_text
+from ling.engine.speculative import READ_BACK, MtpDrafter, count_accepted, keep_hidden, propose_from_text
 from ling.engine.stats import EngineStats
 from ling.engine.text import AnswerText
 from ling.errors import LingError, RequestError
@@ -39,8 +39,8 @@ logger = logging.getLogger(__name__)
 
 
 _MOST_DRAFT_FAILURES = 3
-_LARGE_BYTES = 2**20
-"""Of a step's hidden states, from which on a part of them that is kept is copied."""
+_MANY_VALUES = 2**18
+"""Of a step's hidden states, from which on a part of them that waits is copied: it is not to hold on to the rest."""
 
 
 class StepError(LingError):
@@ -184,7 +184,7 @@ class Engine:
         sequences = list(plan)
         only_decoding = all(not s.is_prefilling for s in sequences)
         tried = max(len(s.drafts) for s in sequences)
-        keeps = self._mtp is not None and self.draft_length.may_draft(len(sequences))
+        keeps = self._mtp is not None and self.draft_length.soon(len(sequences), READ_BACK)
         if keeps:
             for s in sequences:
                 self._resume_drafting(s)
@@ -210,7 +210,11 @@ class Engine:
         deltas.extend(self._advance(s, plan[s], h if keeps else None, own) for (s, h), own in zip(ready, choices))
         going = [s for s, _ in ready if not s.finished]
         made = self.draft_length.choose(max(1, len(going))) if keeps or self._mtp is None else 0
-        self._draft(going, prefilling, made)
+        if made and (going or prefilling):
+            self._draft(going, prefilling, made)
+        elif keeps and sum(plan.values()) * self.model.config.hidden_size > _MANY_VALUES:
+            for s in (*going, *prefilling):
+                s.pending = [rows.clone() for rows in s.pending]
         for s in (*going, *prefilling):
             self.scheduler.publish(s)
         if only_decoding and going:
@@ -247,8 +251,8 @@ class Engine:
             return
         rows = hidden if hidden.shape[0] == count else hidden[:count]
         keep_hidden(s, rows)
-        ends = range(begin + (-(begin + 1)) % size, s.num_computed, size)
-        if ends:  # where blocks end, for those who will share them
+        if begin // size < s.num_computed // size:  # where blocks end, for those who will share them
+            ends = range(begin + (-(begin + 1)) % size, s.num_computed, size)
             blocks = torch.tensor([s.blocks[i // size] for i in ends], device=rows.device)
             self.runner.cache.states[blocks] = rows[ends[0] - begin :: size]
 
@@ -280,15 +284,9 @@ class Engine:
 
     def _draft(self, going: list[Sequence], prefilling: list[Sequence], most: int) -> None:
         """Propose up to `most` tokens behind each answer that goes on. A failure costs drafts, not answers."""
-        readers = [*going, *[s for s in prefilling if s.pending]]
-        if not most or not readers:
-            for s in readers:
-                if s.pending:  # what waits is not to hold on to the rows of a long prompt beside it
-                    s.pending[-1] = _apart(s.pending[-1])
-            return
         try:
             if self._mtp is not None:
-                self._mtp.draft(going, readers[len(going) :], most)
+                self._mtp.draft(going, [s for s in prefilling if s.pending], most)
             else:
                 for s in going:
                     propose_from_text(s, most)
@@ -336,8 +334,3 @@ class Engine:
         # Where nothing could even be planned and nobody runs, the cause is among those who wait.
         victims = [s for s in plan or [*self.scheduler.running] or [*self.scheduler.waiting] if not s.finished]
         return [self._fail(s, wrapped) for s in victims]
-
-
-def _apart(rows: Tensor) -> Tensor:
-    """Return rows that hold on to no large memory but their own."""
-    return rows.clone() if rows.untyped_storage().nbytes() > _LARGE_BYTES else rows

@@ -7,6 +7,7 @@ then, the more seldom the longer trying them changes nothing, so a model whose d
 of a per cent.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
@@ -17,6 +18,10 @@ _TRIAL = 3
 """Steps for which a number is tried: the first verifies what was drafted under another and is not counted."""
 _SOONEST, _LATEST = 24, 1536
 """Steps between two trials."""
+_ROSE = 1.05
+"""Acceptance that promises so much more than before a trial asks for the next one soon: the text has changed."""
+_RECONSIDERED = 8
+"""Steps after which the best number is looked for anew, beside after each trial: it takes as long as a short step."""
 _MEMORY = 0.97
 """What remains of old acceptance with each new draft."""
 _APART = 4
@@ -42,6 +47,8 @@ class _Load:
     """Of the trial."""
     until_trial: int = 2
     pause: int = _SOONEST
+    promised: float = math.inf
+    """Tokens of a step with all drafts, as acceptance had it before the last trial."""
 
 
 class DraftLength:
@@ -63,6 +70,13 @@ class DraftLength:
         """Whether anything is ever drafted behind so many answers in a step."""
         return self.most > 0 and not (self.adaptive and num_answers > self.most_answers)
 
+    def soon(self, num_answers: int, steps: int) -> bool:
+        """Whether something may be drafted behind so many answers within so many steps."""
+        if not self.adaptive or not self.may_draft(num_answers):
+            return self.may_draft(num_answers)
+        load = self._load(num_answers)
+        return load.best > 0 or load.trying is not None or load.until_trial <= steps
+
     def choose(self, num_answers: int) -> int:
         """Return how many tokens to draft behind each of `num_answers` answers, for the next step."""
         if not self.may_draft(num_answers):
@@ -81,8 +95,10 @@ class DraftLength:
             return
         load = self._load(num_answers)
         if verified == made:
-            load.seconds.setdefault(made, deque(maxlen=_REMEMBERED)).append(seconds)
-        if tokens is not None:
+            if made not in load.seconds:
+                load.seconds[made] = deque(maxlen=_REMEMBERED)
+            load.seconds[made].append(seconds)
+        if tokens is not None and verified:
             share = tokens / num_answers / self.tokens_per_step(verified)
             before = load.yields.get(verified, 1.0)
             load.yields[verified] = before + (share - before) * _YIELD_WEIGHT
@@ -91,8 +107,10 @@ class DraftLength:
             if load.steps_left:
                 return
             load.trying = None
+            self._choose_best(load)
         load.until_trial -= 1
-        self._choose_best(load)
+        if load.until_trial % _RECONSIDERED == 0:
+            self._choose_best(load)
         if load.until_trial <= 0:
             self._try_another(load)
 
@@ -116,10 +134,11 @@ class DraftLength:
 
     def _load(self, num_answers: int) -> _Load:
         bucket = num_answers if num_answers <= _APART else _APART + (num_answers // _APART).bit_length()
-        if bucket not in self._loads:
+        load = self._loads.get(bucket)
+        if load is None:
             near = min(self._loads, key=lambda b: abs(b - bucket), default=None)
-            self._loads[bucket] = _Load(self._loads[near].best if near is not None else 1)
-        return self._loads[bucket]
+            load = self._loads[bucket] = _Load(self._loads[near].best if near is not None else 1)
+        return load
 
     def _choose_best(self, load: _Load) -> None:
         before = load.best
@@ -136,7 +155,11 @@ class DraftLength:
         load.trying = untried[0] if untried else max(others, key=lambda k: self._rate(load, k))
         load.steps_left = _TRIAL
         more = len(untried) > 1
-        load.pause = _SOONEST if more else min(2 * load.pause, _LATEST)
+        before, load.promised = load.promised, self.tokens_per_step(self.most)
+        if load.promised > _ROSE * before:  # the last trial did better than what was known of drafts
+            load.pause = max(load.pause // 2, _SOONEST)
+        else:
+            load.pause = _SOONEST if more else min(2 * load.pause, _LATEST)
         load.until_trial = 1 if more else load.pause
 
     def _rate(self, load: _Load, drafts: int) -> float:

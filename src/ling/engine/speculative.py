@@ -5,8 +5,8 @@ the main model's true hidden states; the last one proposes the next token. Furth
 output. Rejected drafts leave stale slots, which the next pass overwrites.
 
 While nobody drafts, hidden states wait in `Sequence.pending`; when they exceed a bound, the oldest are dropped and the
-MTP layer sees the sequence from later on. Where more answers run than may draft, none are kept, and it sees what comes
-after. That costs acceptance, never correctness.
+MTP layer sees the sequence from later on. While nobody will for long, none are kept. That costs acceptance, never
+correctness.
 """
 
 from collections.abc import Sequence as SequenceOf
@@ -20,8 +20,8 @@ from ling.engine.sampler import Row, sample
 from ling.engine.sequence import Sequence
 from ling.errors import RequestError
 
-_MOST_PENDING = 32
-"""Hidden states kept per sequence while nobody drafts: what the next first draft has to read, for every answer."""
+READ_BACK = 16
+"""Hidden states that the first draft behind a pause reads; up to twice as many wait for it, per sequence."""
 _LONGEST_MATCH, _SHORTEST_MATCH = 4, 2
 _SEARCHED = 8192
 """Tokens back that a match is looked for."""
@@ -32,9 +32,10 @@ def keep_hidden(sequence: Sequence, hidden: Tensor) -> None:
     s, count = sequence, hidden.shape[0]
     if s.mtp_next - 1 + s.num_pending != s.num_computed - count:  # those between were not kept
         s.begin_drafting(s.num_computed - count + 1)
-    s.wait([*s.pending, hidden], s.num_pending + count)
-    if s.num_pending > _MOST_PENDING:
-        rows = torch.cat(s.pending)[-(_MOST_PENDING // 2) :].clone()
+    s.pending.append(hidden)
+    s.num_pending += count
+    if s.num_pending > 2 * READ_BACK:
+        rows = torch.cat(s.pending)[-READ_BACK:].clone()
         s.begin_drafting(s.num_computed - rows.shape[0] + 1)
         s.wait([rows], rows.shape[0])
 
@@ -82,7 +83,7 @@ class MtpDrafter:
         return self.runner.propose(parts, tokens, hidden, [row.params.temperature for row in rows], keys)
 
     def _propose(self, sequences: SequenceOf[Sequence], hidden: list[Tensor], most: int) -> None:
-        """Set `drafts` of each sequence, from the output (1, H) for its last slot, by one pass of the layer per depth."""
+        """Set `drafts` of each sequence, from the output (1, H) for its last slot, by one pass of the layer a depth."""
         live = list(zip(sequences, hidden))
         for depth in range(most):
             live = [(s, h) for s, h in live if len(s.drafts) == depth < most_useful(s, most)]

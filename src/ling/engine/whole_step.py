@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ling.engine.cache import PagedCache, Part
+from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.block import Block
 from ling.model.linear import Linear, quantity_of
@@ -26,7 +27,8 @@ from ling.ops.backend import forced_backend
 from ling.ops.cpu import library as lib
 from ling.ops.cpu import paged_attention, stack
 from ling.ops.cpu.stack_structs import JoinWeights, LayerWeights
-from ling.ops.packed import PackedWeight
+from ling.ops.linear import Weight
+from ling.ops.packed import PackedWeight, quantize
 from ling.ops.paged_attention import BlockStore
 from ling.ops.rope import Rope
 
@@ -71,11 +73,10 @@ class WholeStep:
         keys: SequenceOf[int],
     ) -> list[list[int]] | None:
         """Run and draft as `ops.cpu.stack.Stack.propose`; None, nothing done, if the kernels cannot read the head."""
-        head = self._model.head()
-        if not isinstance(head, Tensor | PackedWeight) or lib.why_not_weight(head) is not None:
+        if self._head is None:
             return None
         rows = self._lay_out(parts, tokens, ahead=len(keys) // len(temperatures))
-        return self._run.propose(rows, hidden, head, array("f", temperatures), array("Q", keys))
+        return self._run.propose(rows, hidden, self._head, array("f", temperatures), array("Q", keys))
 
     def _lay_out(
         self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]], *, ahead: int = 0
@@ -112,9 +113,11 @@ class WholeStep:
         if self.why_not is not None:
             logger.debug("a step is no single call: %s", self.why_not)
             return
+        self._head = _head_of_drafts(model.head()) if self._draft else None
         self._most_rows = stack.most_rows(self._layers)
         self._run = stack.Stack(self._layers, norm.weight, model.config.rms_norm_eps, *around)
         outside = [model, model.model, model.model.word_embeddings, norm]
+        outside += [model.lm_head] if self._head is not None and model.lm_head is not None else []
         self._watched = _Watched(outside, [m for block in blocks for m in block.modules()])
 
 
@@ -125,7 +128,7 @@ class _Watched:
     """
 
     def __init__(self, around: Iterable[nn.Module], inside: Iterable[nn.Module]) -> None:
-        inside = list(inside)
+        around, inside = list(around), list(inside)
         modules = [*around, *inside]
         self._fields = [module.__dict__ for module in modules]
         self._hooks = [hooks for m in modules for hooks in (m._forward_hooks, m._forward_pre_hooks)]
@@ -133,7 +136,7 @@ class _Watched:
         self._steers = [
             "mix" if isinstance(m, SparseMoe) else "multiply" for m in inside if isinstance(m, Linear | SparseMoe)
         ]
-        holding = [*inside, *(m for m in modules if isinstance(m, RMSNorm | nn.Embedding))]
+        holding = [*inside, *(m for m in around if isinstance(m, RMSNorm | nn.Embedding | Linear))]
         held = [
             (held, name, tensor)
             for module in holding
@@ -163,6 +166,19 @@ def _has_hooks(modules: Iterable[nn.Module]) -> bool:
     return _are_all_hooked() or any(
         m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in modules
     )
+
+
+def _head_of_drafts(head: object) -> Weight | None:
+    """Return the head as drafts read it: in 8 bits, since the wrong token that costs now and then is only a draft.
+
+    None where the kernels cannot read it.
+    """
+    if not isinstance(head, Tensor | PackedWeight) or lib.why_not_weight(head) is not None:
+        return None
+    try:
+        return quantize(head, "int8") if isinstance(head, Tensor) else head
+    except ConfigError:  # values that no scale holds
+        return head
 
 
 def _are_all_hooked() -> bool:
