@@ -30,7 +30,8 @@ def main(engine: str, directory: str, options: str) -> None:
         print(json.dumps({"seconds": time.perf_counter() - begin, "tokens": tokens}), file=answers, flush=True)
 
 
-def ling(directory: str, *, threads: int, max_model_len: int) -> tuple[str, Generate]:
+def ling(directory: str, *, threads: int, max_model_len: int, step: int = 0) -> tuple[str, Generate]:
+    """`step` as `max_num_batched_tokens`."""
     import torch
 
     from ling.engine.llm import LLM
@@ -40,7 +41,7 @@ def ling(directory: str, *, threads: int, max_model_len: int) -> tuple[str, Gene
     torch.set_num_threads(threads)
     llm = LLM(
         directory, dtype="float32", drafting="none", max_num_seqs=STREAMS, max_model_len=max_model_len,
-        enable_prefix_caching=False,
+        enable_prefix_caching=False, max_num_batched_tokens=step,
     )  # fmt: skip
 
     def generate(prompts: list[list[int]], count: int) -> list[list[int]]:

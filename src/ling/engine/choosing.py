@@ -31,9 +31,10 @@ def choose(runner: Runner, sequences: SequenceOf[Sequence], hidden: SequenceOf[T
     if not sequences:
         return []
     # A prompt is asked for its last row only; a verification for every row.
-    asked = [h[len(h) - 1 - len(s.drafts) :] for s, h in zip(sequences, hidden)]
-    logits = runner.logits(torch.cat(asked))
-    by_sequence = logits.split([len(h) for h in asked])
+    counts = [1 + len(s.drafts) for s in sequences]
+    asked = [h if h.shape[0] == n else h[-n:] for h, n in zip(hidden, counts)]
+    logits = runner.logits(torch.cat(asked) if len(asked) > 1 else asked[0])
+    by_sequence = logits.split(counts)
     return list(zip(by_sequence, _sample_all(sequences, logits, by_sequence)))
 
 
@@ -42,9 +43,8 @@ def _sample_all(
 ) -> list[list[int] | Exception]:
     """Sample all rows at once; where that fails each sequence by itself, so that an error takes only its own."""
     try:
-        rows = [_rows(s) for s in sequences]
-        chosen = iter(sample(logits, [row for own in rows for row in own]))
-        return [[next(chosen) for _ in own] for own in rows]
+        chosen = iter(sample(logits, [row for s in sequences for row in _rows(s)]))
+        return [[next(chosen) for _ in range(1 + len(s.drafts))] for s in sequences]
     except Exception:
         logger.debug("a batch could not be sampled; each sequence by itself", exc_info=True)
     results: list[list[int] | Exception] = []
@@ -58,6 +58,9 @@ def _sample_all(
 
 def _rows(s: Sequence) -> list[Row]:
     if s.matcher is None:
+        if not s.drafts and not s.params.min_tokens:  # the same in every step
+            s.row = s.row or choice_row(s, (), None)
+            return [s.row]
         return [choice_row(s, s.drafts[:i], None) for i in range(1 + len(s.drafts))]
     masks, valid = s.matcher.allowed(s.drafts)
     assert valid == len(s.drafts), (valid, s.drafts)

@@ -90,8 +90,13 @@ class SamplingParams:
     """Leave special tokens out of the text."""
     structured_outputs: StructuredOutputsParams | None = None
 
+    is_free: bool = field(init=False, repr=False, compare=False)
+    """Whether nothing but logits and temperature decides, where no grammar or least length does."""
+
     def __post_init__(self) -> None:
         self._settle_types()
+        ranks = self.temperature and (self.top_p != 1 or self.top_k > 0 or self.min_p)
+        object.__setattr__(self, "is_free", not ranks and not self.logit_bias and not self.counts_tokens)
         if not 1 <= self.n <= MOST_CHOICES:
             raise RequestError(f"n must lie between 1 and {MOST_CHOICES}, got {self.n}")
         if not (self.temperature == 0 or LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE):
@@ -159,12 +164,6 @@ class SamplingParams:
     def counts_tokens(self) -> bool:
         """Whether a choice depends on which tokens stand before it."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
-
-    @property
-    def is_free(self) -> bool:
-        """Whether nothing but logits and temperature decides, where no grammar or least length does."""
-        ranks = self.temperature and (self.top_p != 1 or self.top_k > 0 or self.min_p)
-        return not ranks and not self.logit_bias and not self.counts_tokens
 
 
 class Logprob(NamedTuple):

@@ -153,11 +153,10 @@ class Runner:
 
 
 def _by_part(rows: Tensor, parts: SequenceOf[Part], order: SequenceOf[int]) -> list[Tensor]:
-    if len(parts) == 1:
-        return [rows[: parts[0].num_new]] if parts[0].num_new < len(rows) else [rows]
+    counts = [parts[i].num_new for i in order]
+    padding = rows.shape[0] - sum(counts)
+    views = rows.split([*counts, padding] if padding else counts)
     out: list[Tensor] = [rows] * len(parts)
-    begin = 0
-    for i in order:
-        out[i] = rows[begin : begin + parts[i].num_new]
-        begin += parts[i].num_new
+    for i, own in zip(order, views):
+        out[i] = own
     return out

@@ -56,11 +56,11 @@ class Scheduler:
         for sequence in sorted(self.running, key=lambda s: s.is_prefilling):
             if sequence.blocks == [] and sequence not in self.running:
                 continue  # gave its blocks to one before it
-            count = min(sequence.num_new, budget)
+            count, before = min(sequence.num_new, budget), self.num_preempted
             if not count or not self._make_room(sequence, count, rows):
                 continue
             rows[sequence] = count
-            budget = self.budget - sum(rows.values())
+            budget = budget - count if self.num_preempted == before else self.budget - sum(rows.values())
         if self.num_preempted == preempted:
             self._admit(rows, budget)
         for sequence, count in rows.items():

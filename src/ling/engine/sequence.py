@@ -9,6 +9,7 @@ from ling.engine.request import SamplingParams, TokenLogprobs
 
 if TYPE_CHECKING:
     from ling.engine.grammar import Matcher
+    from ling.engine.sampler import Row
     from ling.engine.text import AnswerText
 
 
@@ -59,6 +60,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     num_cached_prompt: int = 0
     """Of the prompt, taken from the prefix cache when it was first admitted."""
+    row: "Row | None" = None
+    """What its choices depend on while it has no drafts, kept from step to step."""
     is_announced: bool = False
     """Whether a delta was given out."""
     finished: bool = False

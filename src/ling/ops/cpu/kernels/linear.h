@@ -4,7 +4,7 @@ enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS, SCRATCH_STAC
 
 /* The rows of x as m wants them; NULL codes and values where memory ran out. Filled by `fill_input` in parallel. */
 static Input make_input(const float *x, int64_t N, const Matrix *m, int slot) {
-    if (m->format == FLOAT32) return (Input){x, NULL, NULL, NULL, m->columns};
+    if (m->format == FLOAT32) return (Input){x, NULL, NULL, NULL, m->columns, NULL};
     void *memory = ling_scratch(slot, quantized_bytes(N, m->columns));
     return memory ? quantized_input(memory, N, m->columns) : (Input){0};
 }
@@ -12,13 +12,14 @@ INLINE int is_missing(const Input *in) { return !in->values && !in->codes; }
 
 /* y[:, tiles from..to] of all N rows; `bias` or NULL. */
 static void columns_of(const Matrix *m, int64_t from, int64_t to, const Input *in, int64_t N, const float *bias, float *y) {
-    float out[TOKENS][TILE];
+    float out[TOKENS][TILE], room[COLUMNS_TOGETHER * TOKENS];
     for (int64_t n = 0; n < N; n += TOKENS) {
         int64_t rows[TOKENS];
         int T = (int)smaller(TOKENS, N - n);
         for (int t = 0; t < T; t++) rows[t] = n + t;
+        Input own = laid(in, rows, T, room);
         for (int64_t tile = from; tile < to; tile++) {
-            times(m, tile, in, rows, T, out);
+            times(m, tile, &own, rows, T, out);
             int64_t left = m->rows - tile * TILE;
             for (int t = 0; t < T; t++) {
                 V value = v_load(out[t]);
@@ -59,18 +60,19 @@ static Hidden make_hidden(int64_t n, const Matrix *down, int slot) {
     Hidden h = {{0}, F};
     void *memory = ling_scratch(slot, down->format == FLOAT32 ? n * F * 4 : quantized_bytes(n, F));
     if (!memory) return h;
-    h.in = down->format == FLOAT32 ? (Input){memory, NULL, NULL, NULL, F} : quantized_input(memory, n, F);
+    h.in = down->format == FLOAT32 ? (Input){memory, NULL, NULL, NULL, F, NULL} : quantized_input(memory, n, F);
     return h;
 }
 
 /* Channels 32 * group .. of hidden rows to..to + T, from the rows `rows` of `in`. */
 static void gate_group(const Matrix *gate, const Matrix *up, int64_t group, const Input *in, const int64_t *rows, int T,
                        const Hidden *h, int64_t to) {
-    float g[2][TOKENS][TILE], u[2][TOKENS][TILE];
+    float g[2][TOKENS][TILE], u[2][TOKENS][TILE], room[COLUMNS_TOGETHER * TOKENS];
+    Input own = laid(in, rows, T, room);
     int64_t tiles = tiles_of(h->width);
     int halves = 2 * group + 1 < tiles ? 2 : 1;
-    for (int half = 0; half < halves; half++) times(gate, 2 * group + half, in, rows, T, g[half]);
-    for (int half = 0; half < halves; half++) times(up, 2 * group + half, in, rows, T, u[half]);
+    for (int half = 0; half < halves; half++) times(gate, 2 * group + half, &own, rows, T, g[half]);
+    for (int half = 0; half < halves; half++) times(up, 2 * group + half, &own, rows, T, u[half]);
     for (int t = 0; t < T; t++) {
         V a = v_swiglu(v_load(g[0][t]), v_load(u[0][t]));
         V b = halves == 2 ? v_swiglu(v_load(g[1][t]), v_load(u[1][t])) : v_set(0.0f);

@@ -113,12 +113,13 @@ static void expert_output(const Moe *m, const Order *o, int64_t e, int64_t from,
     int64_t H = m->down.rows;
     Matrix down = matrix_behind(&m->down, e * tiles_of(H), e * H);
     for (int64_t row = o->begin[e]; row < o->begin[e + 1]; row += TOKENS) {
-        float out[TOKENS][TILE];
+        float out[TOKENS][TILE], room[COLUMNS_TOGETHER * TOKENS];
         int64_t rows[TOKENS];
         int T = (int)smaller(TOKENS, o->begin[e + 1] - row);
         for (int t = 0; t < T; t++) rows[t] = row + t;
+        Input own = laid(&h->in, rows, T, room);
         for (int64_t tile = from; tile < to; tile++) {
-            times(&down, tile, &h->in, rows, T, out);
+            times(&down, tile, &own, rows, T, out);
             for (int t = 0; t < T; t++) {
                 float *at = y + o->token[row + t] * H + tile * TILE;
                 int64_t left = H - tile * TILE;
@@ -131,12 +132,13 @@ static void expert_output(const Moe *m, const Order *o, int64_t e, int64_t from,
 static void shared_output(const Moe *m, int64_t from, int64_t to, const Hidden *h, int64_t N, float *y) {
     const Matrix *down = &m->shared.down;
     for (int64_t n = 0; n < N; n += TOKENS) {
-        float out[TOKENS][TILE];
+        float out[TOKENS][TILE], room[COLUMNS_TOGETHER * TOKENS];
         int64_t rows[TOKENS];
         int T = (int)smaller(TOKENS, N - n);
         for (int t = 0; t < T; t++) rows[t] = n + t;
+        Input own = laid(&h->in, rows, T, room);
         for (int64_t tile = from; tile < to; tile++) {
-            times(down, tile, &h->in, rows, T, out);
+            times(down, tile, &own, rows, T, out);
             for (int t = 0; t < T; t++) {
                 float *at = y + (n + t) * down->rows + tile * TILE;
                 int64_t left = down->rows - tile * TILE;

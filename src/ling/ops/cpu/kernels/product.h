@@ -7,6 +7,7 @@ typedef struct {
     const float *scales;
     const int32_t *sums;
     int64_t columns; /* padded to whole groups where they are codes */
+    const float *together; /* the values of the rows that are multiplied next, as `side_by_side` lays them, or NULL */
 } Input;
 
 INLINE int64_t groups_of(int64_t columns) { return (columns + GROUP - 1) / GROUP; }
@@ -31,7 +32,7 @@ INLINE int64_t quantized_bytes(int64_t n, int64_t K) { return n * groups_of(K) *
 INLINE Input quantized_input(void *memory, int64_t n, int64_t K) {
     int64_t G = groups_of(K);
     float *scales = (float *)((int8_t *)memory + n * G * GROUP);
-    return (Input){NULL, memory, scales, (int32_t *)(scales + n * G), G * GROUP};
+    return (Input){NULL, memory, scales, (int32_t *)(scales + n * G), G * GROUP, NULL};
 }
 
 /* Quantise 32 floats: scale is the largest magnitude over 127. What is not finite makes the scale not a number. */
@@ -83,6 +84,16 @@ INLINE const float *side_by_side(const float *const *x, int T, int64_t from, int
     return room;
 }
 
+/* `in` with few columns laid side by side once, for many tiles that are multiplied by the same rows. */
+INLINE Input laid(const Input *in, const int64_t *rows, int T, float *room) {
+    const float *x[TOKENS];
+    Input out = *in;
+    if (!in->values || T < 2 || in->columns > COLUMNS_TOGETHER) return out;
+    for (int t = 0; t < T; t++) x[t] = in->values + rows[t] * in->columns;
+    out.together = side_by_side(x, T, 0, in->columns, room);
+    return out;
+}
+
 /* `lines` rows of a tile, n columns of K, times T rows that lie side by side; added to `sums`, or `fresh`. */
 INLINE void rows_float32(const float *w, int64_t K, int64_t n, const float *x, int T, int lines, int64_t ahead, int fresh,
                          V sums[][TOKENS]) {
@@ -108,7 +119,7 @@ INLINE void rows_float32(const float *w, int64_t K, int64_t n, const float *x, i
 }
 
 /* A tile of floats times T rows: 16 partial sums for each product, added up at the end, as `dot` does. */
-INLINE void tile_float32(const float *w, int64_t rows, int64_t K, const float *const *x, int T, V *out) {
+INLINE void tile_float32(const float *w, int64_t rows, int64_t K, const float *const *x, const float *laid, int T, V *out) {
     float room[COLUMNS_TOGETHER * TOKENS];
     V sums[TILE][TOKENS];
     const int lines = T > FEW ? 2 : 1;
@@ -118,7 +129,7 @@ INLINE void tile_float32(const float *w, int64_t rows, int64_t K, const float *c
     for (int64_t from = 0; from < K; from += together) {
         int64_t to = from + together < K ? from + together : K, r = 0;
         int64_t ahead = to < K ? together : TILE * K - from; /* the next columns of these rows, or the next tile's first */
-        const float *values = T > 1 ? side_by_side(x, T, from, to, room) : x[0];
+        const float *values = T < 2 ? x[0] : laid ? laid : side_by_side(x, T, from, to, room);
         for (; r + lines <= rows; r += lines)
             rows_float32(w + r * K + from, K, to - from, values, T, lines, ahead, from == 0, sums + r);
         if (r < rows) rows_float32(w + r * K + from, K, to - from, values, T, 1, ahead, from == 0, sums + r);
@@ -133,7 +144,7 @@ INLINE void tile_times(const Matrix *m, int64_t tile, const Input *in, const int
         const float *x[TOKENS], *w = (const float *)m->codes + tile * TILE * m->columns;
         V products[TOKENS];
         UNROLL for (int t = 0; t < T; t++) x[t] = in->values + rows[t] * in->columns;
-        tile_float32(w, m->rows - tile * TILE, m->columns, x, T, products);
+        tile_float32(w, m->rows - tile * TILE, m->columns, x, in->together, T, products);
         UNROLL for (int t = 0; t < T; t++) v_store(out[t], products[t]);
         return;
     }
