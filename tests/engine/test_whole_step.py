@@ -154,11 +154,20 @@ def double(model: CausalLM, how: str) -> None:
         dense.weight.data = doubled
     elif how == "other parameter":
         dense.weight = nn.Parameter(doubled, requires_grad=False)
+    elif how == "other module":
+        other = Linear(dense.in_features, dense.out_features).requires_grad_(False)
+        other.weight.copy_(doubled)
+        model.model.layers[0].attention.dense = other  # type: ignore[union-attr]
+    elif how == "other layer":
+        double(other_model := fresh_model(), "in place")
+        model.model.layers[0] = other_model.model.layers[0]
     else:
         dense.multiply = lambda x, weight: x @ weight.T * 2
 
 
-@pytest.mark.parametrize("how", ["in place", "other memory", "other parameter", "another product"])
+@pytest.mark.parametrize(
+    "how", ["in place", "other memory", "other parameter", "other module", "other layer", "another product"]
+)
 @torch.no_grad()
 def test_weights_that_change_behind_the_engine_are_those_that_decode(how: str) -> None:
     model = fresh_model()
@@ -169,6 +178,17 @@ def test_weights_that_change_behind_the_engine_are_those_that_decode(how: str) -
     assert not torch.equal(after[0], before)
     double(expected := fresh_model(), "in place")
     torch.testing.assert_close(after, steps(runner_of(expected, whole=True)))
+
+
+@torch.no_grad()
+def test_drafts_read_the_head_as_it_is_after_it_changed_in_place() -> None:
+    model = fresh_model()
+    runner = runner_of(model, whole=True)
+    model.head().mul_(-3)  # type: ignore[union-attr]
+    steps(runner)
+    read = runner._whole_draft._head
+    assert isinstance(read, PackedWeight)
+    torch.testing.assert_close(read.dequantize(torch.float32), model.head(), atol=0.01, rtol=0)
 
 
 def test_a_layer_that_somebody_looks_into_is_called_as_a_module() -> None:

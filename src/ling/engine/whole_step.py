@@ -116,18 +116,22 @@ class WholeStep:
         self._head = _head_of_drafts(model.head()) if self._draft else None
         self._most_rows = stack.most_rows(self._layers)
         self._run = stack.Stack(self._layers, norm.weight, model.config.rms_norm_eps, *around)
-        outside = [model, model.model, model.model.word_embeddings, norm]
+        outside = [model, model.model, model.model.layers, model.model.word_embeddings, norm]
         outside += [model.lm_head] if self._head is not None and model.lm_head is not None else []
-        self._watched = _Watched(outside, [m for block in blocks for m in block.modules()])
+        copied = model.head() if self._head is not None else None
+        inside = [m for block in blocks for m in block.modules()]
+        self._watched = _Watched(outside, inside, copied if isinstance(copied, Tensor) else None)
 
 
 class _Watched:
-    """Modules whose weights were where they were, and who did nothing but what they are made for.
+    """Modules that were where they were, as their weights were, and did nothing but what they are made for.
 
     Looked at before every step, so without a loop in Python.
+
+    copied  a weight whose values were taken, so that they must not change in place either
     """
 
-    def __init__(self, around: Iterable[nn.Module], inside: Iterable[nn.Module]) -> None:
+    def __init__(self, around: Iterable[nn.Module], inside: Iterable[nn.Module], copied: Tensor | None) -> None:
         around, inside = list(around), list(inside)
         modules = [*around, *inside]
         self._fields = [module.__dict__ for module in modules]
@@ -146,10 +150,16 @@ class _Watched:
         ]
         self._holders, self._names, self._tensors = map(list, zip(*held))
         self._places = [tensor.data_ptr() for tensor in self._tensors]
+        self._parts = [module._modules for module in modules if module._modules]
+        self._had = [dict(parts) for parts in self._parts]
+        self._copied = None if copied is None or copied.is_inference() else copied  # those count no changes
+        self._version = 0 if self._copied is None else self._copied._version
 
     @property
     def changed(self) -> bool:
-        if not all(map(is_, map(dict.get, self._holders, self._names), self._tensors)):
+        if not all(map(is_, map(dict.get, self._holders, self._names), self._tensors)) or self._parts != self._had:
+            return True
+        if self._copied is not None and self._copied._version != self._version:
             return True
         if list(map(Tensor.data_ptr, self._tensors)) != self._places:
             return True
