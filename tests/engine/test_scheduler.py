@@ -149,3 +149,14 @@ def test_everybody_is_served_and_every_block_comes_back(
     assert pool.num_free == pool.num_blocks
     for s in order:
         assert s.num_generated == s.max_new
+
+
+def test_drafting_does_not_go_on_behind_a_block_whose_last_hidden_state_was_not_kept() -> None:
+    scheduler = Scheduler(BlockPool(8, SIZE), budget=64, most=4)
+    s = sequence("a", list(range(2 * SIZE + 1)), 3)
+    scheduler.add(s)
+    scheduler.schedule()
+    s.num_computed = s.mtp_next = 2 * SIZE  # the last slot was filled, then the last token computed while nobody drafts
+    scheduler.publish(s)
+    assert scheduler.pool.drafting_is_filled(s.blocks[:1])
+    assert not scheduler.pool.drafting_is_filled(s.blocks[:2])

@@ -137,7 +137,9 @@ class Scheduler:
         if not self.pool.caching or full <= sequence.num_published:
             return
         extend_digests(sequence.digests, sequence.tokens, size, sequence.salt)
+        kept = sequence.mtp_next - 1 + sequence.num_pending  # tokens whose hidden states drafting has got
         for index in range(sequence.num_published, full):
-            drafting = sequence.mtp_first == 1 and sequence.mtp_next >= (index + 1) * size
+            end = (index + 1) * size
+            drafting = sequence.mtp_first == 1 and sequence.mtp_next >= end and kept >= end
             self.pool.publish(sequence.blocks[index], sequence.digests[index], with_drafting=drafting)
         sequence.num_published = full
