@@ -30,24 +30,21 @@ INLINE float noise_bound(uint32_t bits24) {
     return zeros ? 0.694f * (float)(__builtin_clz(zeros) - 7) : MOST_NOISE;
 }
 
-/* Logits below this lose with any noise. */
-INLINE float hopeless_below(float best, float temperature) {
-    float least = (best - MOST_NOISE) * temperature;
-    return least - 1e-5f * fabsf(least);
-}
-
 /* Every token's logit over the temperature and its noise; whoever cannot win with its bound is not computed. */
 static int64_t drawn_at(const float *x, int64_t n, float temperature, uint64_t key) {
     int64_t first = largest_at(x, n), chosen = first;
-    float best = x[first] / temperature + noise_of(mix((uint64_t)first ^ key) >> 40);
-    float hopeless = hopeless_below(best, temperature);
+    float best = x[first] / temperature + noise_of(mix((uint64_t)first ^ key) >> 40), hopeless = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
         if (x[i] < hopeless) continue;
         uint32_t bits = (uint32_t)(mix((uint64_t)i ^ key) >> 40);
         float value = x[i] / temperature;
         if (value + noise_bound(bits) < best) continue;
         value += noise_of(bits);
-        if (value > best || (value == best && i < chosen)) best = value, chosen = i, hopeless = hopeless_below(best, temperature);
+        if (value > best || (value == best && i < chosen)) {
+            best = value, chosen = i;
+            hopeless = (best - MOST_NOISE) * temperature;
+            hopeless -= 1e-5f * fabsf(hopeless);
+        }
     }
     return chosen;
 }
