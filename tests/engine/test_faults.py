@@ -10,6 +10,7 @@ from ling.engine import core
 from ling.engine.core import Engine
 from ling.engine.loop import EngineLoop
 from ling.engine.request import SamplingParams
+from ling.engine.speculative import READ_BACK
 from ling.testing.models import tiny_model
 from ling.testing.text import IdTokenizer
 
@@ -65,6 +66,21 @@ def test_hidden_states_that_wait_for_drafting_do_not_keep_those_of_other_request
     for s in own.scheduler.running:
         assert s.pending
         assert all(rows.untyped_storage().nbytes() == rows.nbytes for rows in s.pending)
+
+
+@pytest.mark.parametrize("drafts", [True, False])
+def test_drafts_that_follow_at_once_read_a_long_prompt_whole_and_those_that_wait_its_end(
+    drafts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = engine()
+    monkeypatch.setattr(own.draft_length, "choose", lambda _: 2 * drafts)
+    prompt = [1 + i % 50 for i in range(5 * READ_BACK)]
+    own.add("a", prompt, SamplingParams(max_tokens=9, ignore_eos=True))
+    while not own.scheduler.running or own.scheduler.running[0].num_generated < 1:
+        own.step()
+    (s,) = own.scheduler.running
+    assert s.mtp_first == (1 if drafts else len(prompt) - READ_BACK + 1)
+    assert s.num_pending == (0 if drafts else READ_BACK)
 
 
 def test_a_panic_below_python_is_told_to_everybody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from ling.engine.sampler import derive_seed
 from ling.engine.scheduler import Scheduler
 from ling.engine.sequence import Sequence
 from ling.engine.sizing import Sizes, choose_sizes, draft_method, held_dtype
-from ling.engine.speculative import READ_BACK, MtpDrafter, count_accepted, keep_hidden, propose_from_text
+from ling.engine.speculative import READ_BACK, MtpDrafter, count_accepted, hold_back, keep_hidden, propose_from_text
 from ling.engine.stats import EngineStats
 from ling.engine.text import AnswerText
 from ling.errors import LingError, RequestError
@@ -212,9 +212,10 @@ class Engine:
         made = self.draft_length.choose(max(1, len(going))) if keeps or self._mtp is None else 0
         if made and (going or prefilling):
             self._draft(going, prefilling, made)
-        elif keeps and sum(plan.values()) * self.model.config.hidden_size > _MANY_VALUES:
+        elif keeps:
+            many = sum(plan.values()) * self.model.config.hidden_size > _MANY_VALUES
             for s in (*going, *prefilling):
-                s.pending = [rows.clone() for rows in s.pending]
+                hold_back(s, apart=many)
         for s in (*going, *prefilling):
             self.scheduler.publish(s)
         if only_decoding and going:

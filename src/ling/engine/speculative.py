@@ -34,10 +34,19 @@ def keep_hidden(sequence: Sequence, hidden: Tensor) -> None:
         s.begin_drafting(s.num_computed - count + 1)
     s.pending.append(hidden)
     s.num_pending += count
-    if s.num_pending > 2 * READ_BACK:
-        rows = torch.cat(s.pending)[-READ_BACK:].clone()
-        s.begin_drafting(s.num_computed - rows.shape[0] + 1)
-        s.wait([rows], rows.shape[0])
+
+
+def hold_back(sequence: Sequence, *, apart: bool) -> None:
+    """Keep the last of what waits, where that is much, for nothing was drafted.
+
+    apart  it lies beside much else, whose memory is not to be kept with it
+    """
+    if sequence.num_pending > 2 * READ_BACK:
+        rows = torch.cat(sequence.pending)[-READ_BACK:].clone()
+        sequence.begin_drafting(sequence.num_computed - rows.shape[0] + 1)
+        sequence.wait([rows], rows.shape[0])
+    elif apart:
+        sequence.pending = [rows.clone() for rows in sequence.pending]
 
 
 class MtpDrafter:
