@@ -32,7 +32,7 @@ def serve(
         Path | None, typer.Option(help="Of jsonl: records with prompt or messages, perhaps max_tokens.")
     ] = None,
     num_prompts: Annotated[int, typer.Option(min=1, help="Requests to send.")] = 100,
-    random_input_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt; in text, words.")] = 512,
+    random_input_len: Annotated[int, typer.Option(min=1, help="Tokens of a prompt; in text, words.")] = 256,
     random_output_len: Annotated[int, typer.Option(min=1, help="max_tokens of a request.")] = 128,
     random_range_ratio: Annotated[float, typer.Option(min=0, max=1, help="Lengths vary by this fraction.")] = 0.0,
     random_prefix_len: Annotated[int, typer.Option(min=0, help="Tokens that all prompts begin with.")] = 0,
