@@ -296,7 +296,7 @@ def test_an_answer_of_a_file_has_the_form_its_line_asks_for(ling, files: Files) 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_is_gone_on_with(files: Files, tmp_path: Path) -> None:
-    files.ask(*({"prompt": f"Tell me a story about Tom and dog {i}.", "temperature": 0.8} for i in range(200)))
+    files.ask(*({"prompt": f"Tell me a story about Tom and dog {i}.", "temperature": 0.8} for i in range(800)))
     command = [sys.executable, "-m", "ling", "generate", "--input", str(files.input), "--output"]
     for kill in (signal.SIGINT, signal.SIGKILL, signal.SIGTERM):
         before = len(files.answers) if files.output.exists() else 0

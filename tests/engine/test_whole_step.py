@@ -40,6 +40,7 @@ def model_of(format: str) -> CausalLM:
 def runner_of(model: CausalLM, *, whole: bool) -> Runner:
     runner = Runner(model, PagedCache(model.config, 12, SIZE, torch.float32, torch.device("cpu")), longest=64)
     assert runner._whole.why_not is None
+    assert runner._whole_draft is not None
     assert runner._whole_draft.why_not is None
     if not whole:
         runner._whole.why_not = runner._whole_draft.why_not = "asked for"

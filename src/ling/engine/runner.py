@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -32,9 +33,12 @@ class Runner:
     longest    positions that can occur
     invariant  results for a row do not depend on the other rows: by kernels that compute each element in one order
                where the whole model goes through them, otherwise by padding rows to fixed multiples
+    drafts     the MTP layer is going to be asked
     """
 
-    def __init__(self, model: CausalLM, cache: PagedCache, longest: int, *, invariant: bool = False) -> None:
+    def __init__(
+        self, model: CausalLM, cache: PagedCache, longest: int, *, invariant: bool = False, drafts: bool = True
+    ) -> None:
         self.model = model
         self.cache = cache
         self.device = cache.device
@@ -43,7 +47,8 @@ class Runner:
         self._multiple = 1
         self._rotations = RopeTable(model.config, longest, cache.dtype, cache.device)
         self._whole = WholeStep(model, cache, self._rotations.rope)
-        self._whole_draft = WholeStep(model, cache, self._rotations.rope, draft=True)
+        self._drafts = drafts and model.config.num_nextn_predict_layers > 0
+        self._whole_draft = WholeStep(model, cache, self._rotations.rope, draft=True) if self._drafts else None
         if invariant and not self._runs_through("cpu"):
             self._backend, self._multiple = "invariant", ROWS
 
@@ -75,8 +80,9 @@ class Runner:
         hidden  per part (n, H) of the tokens before those: the main model's, or the layer's own for a second draft
         return  per part (n, H)
         """
-        if self._suits(self._whole_draft, parts):
-            rows, _ = self._whole_draft(parts, tokens, torch.cat([*hidden]) if len(hidden) > 1 else hidden[0])
+        whole = self._whole_draft
+        if self._suits(whole, parts):
+            rows, _ = whole(parts, tokens, torch.cat([*hidden]) if len(hidden) > 1 else hidden[0])
             return _by_part(rows, parts, range(len(parts)))
         with self._prepared():
             batch = lay_out(self.cache, parts, multiple=self._multiple)
@@ -103,10 +109,11 @@ class Runner:
         temperatures  of each sequence that drafts, 0: greedy
         keys          of their noise: of all first drafts, then of all second ones, and so on
         """
-        if not self._suits(self._whole_draft, parts):
+        whole = self._whole_draft
+        if not self._suits(whole, parts):
             return None
         rows = torch.cat([*hidden]) if len(hidden) > 1 else hidden[0]
-        return self._whole_draft.propose(parts, tokens, rows, temperatures, keys)
+        return whole.propose(parts, tokens, rows, temperatures, keys)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -116,9 +123,9 @@ class Runner:
             logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)
         return logits[: len(hidden)] if padding else logits
 
-    def _suits(self, whole: WholeStep, parts: SequenceOf[Part]) -> bool:
+    def _suits(self, whole: WholeStep | None, parts: SequenceOf[Part]) -> TypeGuard[WholeStep]:
         """Whether `whole` is the way to run these parts."""
-        if self.pads or whole.why_not is not None:
+        if whole is None or self.pads or whole.why_not is not None:
             return False
         counts = [part.num_new for part in parts]
         with self._through():
@@ -131,7 +138,7 @@ class Runner:
         try:
             (hidden,), _ = self.forward(somewhere, [[0]])
             self.logits(hidden)
-            if self.model.config.num_nextn_predict_layers:
+            if self._drafts:
                 self.draft(somewhere, [[0]], [hidden])
         except BackendError:
             return False

@@ -58,7 +58,11 @@ def measure_text(exported: dict[Precision, Exported], prepared: Prepared) -> dic
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """Greedy decoding one prompt at a time, with and without MTP drafting, in turns."""
+    """Greedy decoding one prompt at a time, with and without MTP drafting, in turns.
+
+    acceptance_percent            of one draft in every step
+    tokens_per_second_drafting    with as many as the engine chooses
+    """
 
     same_text: bool
     prompts: int
@@ -73,30 +77,34 @@ class Speculation:
 
 
 def compare_speculation(llm: LLM) -> Speculation:
-    """Decode held-out story prompts twice each and compare texts and speed."""
+    """Decode held-out story prompts in each way and compare texts and speed."""
     options: dict[str, Any] = {"max_num_seqs": 1, "enable_prefix_caching": False}
-    plain = LLM(llm.model, llm.tokenizer, drafting="none", **options)
-    drafting = LLM(llm.model, llm.tokenizer, num_speculative_tokens=1, adaptive_drafts=False, **options)
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {"drafting": "none"},
+        "one draft": {"num_speculative_tokens": 1, "adaptive_drafts": False},
+        "drafting": {},
+    }
+    engines = {name: LLM(llm.model, llm.tokenizer, **own, **options) for name, own in ways.items()}
     params = SamplingParams(temperature=0, max_tokens=_ANSWER_TOKENS)
     prompts: list[Dialogue] = heldout_set("stories", _SPECULATION_PROMPTS)
-    same, totals = True, {"plain": EngineStats(), "drafting": EngineStats()}
+    same, totals = True, {name: EngineStats() for name in engines}
     for i, dialogue in enumerate([prompts[0], *prompts]):
         texts = []
-        for name, engine in (("plain", plain), ("drafting", drafting)):
+        for name, engine in engines.items():
             start = time.perf_counter()
             texts.append(engine.chat([dialogue.prompt], params)[0].outputs[0].token_ids)
-            if i:  # the first prompt warms both up
+            if i:  # the first prompt warms all up
                 total = totals[name]
                 total.seconds += time.perf_counter() - start
                 total.tokens += engine.stats.tokens
                 total.drafted += engine.stats.drafted
                 total.accepted += engine.stats.accepted
-        same = same and texts[0] == texts[1]
+        same = same and texts[0] == texts[1] == texts[2]
     return Speculation(
         same_text=same,
         prompts=len(prompts),
         tokens=totals["plain"].tokens,
-        acceptance_percent=100 * totals["drafting"].acceptance_fraction,
+        acceptance_percent=100 * totals["one draft"].acceptance_fraction,
         tokens_per_second_plain=totals["plain"].tokens_per_second,
         tokens_per_second_drafting=totals["drafting"].tokens_per_second,
     )
