@@ -30,6 +30,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     ],
     ids=["before", "after", "from within"],
 )
+@pytest.mark.slow
 def test_auto_classes_load_ling_whichever_is_imported_first(imports: str) -> None:
     done = run(imports + LOAD)
     assert done.returncode == 0, done.stderr
