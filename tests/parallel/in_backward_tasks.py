@@ -12,7 +12,7 @@ from ling.config.parallel import ParallelConfig
 from ling.errors import TrainingError
 from ling.model import CausalLM
 from ling.parallel.ranks import Ranks
-from ling.parallel.shard import parallelize
+from ling.parallel.shard import parallelize, policy_of
 from ling.scaling.layout import plan_layout
 from ling.testing.models import tiny_model
 from ling.train.state import TrainState
@@ -26,12 +26,13 @@ class Run:
     def __init__(self, layout: str | None, **changes: Any) -> None:
         recipe = recipe_for(1)
         self.recipe = replace(recipe, optim=replace(recipe.optim, **changes))
-        self.model: CausalLM = tiny_model(**MTP)
+        weights = self.recipe.optim.weights
+        self.model: CausalLM = tiny_model(**MTP).to(getattr(torch, weights))
         self.ranks: Ranks | None = None
         if layout is not None:
             world_size, sizes = LAYOUTS[layout]
             self.ranks = Ranks(plan_layout(ParallelConfig(**sizes), self.recipe.model, world_size, 16))
-            self.model = parallelize(self.model, self.ranks)
+            self.model = parallelize(self.model, self.ranks, policy_of(weights))
         self.state = TrainState(self.model, self.recipe.optim, sharded=layout is not None, ranks=self.ranks)
 
     def step(self, number: int, pieces: int) -> float:

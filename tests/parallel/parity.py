@@ -18,6 +18,7 @@ from ling.config.model import DType
 from ling.config.parallel import ParallelConfig
 from ling.config.recipe import Recipe
 from ling.config.training import OptimConfig, TrainConfig
+from ling.distributed.parts import local, shared_as
 from ling.engine.scoring import negative_log_likelihoods as score
 from ling.model import CausalLM
 from ling.optim.build import build_optimizer
@@ -184,7 +185,9 @@ def what_is_computed(layout: str) -> dict[str, Any]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a copy of all of a tensor, gathered from the ranks."""
+    """Return a copy of all of a tensor, gathered from the ranks; codes in FP8 as the bytes that gloo knows."""
+    if tensor.dtype == torch.float8_e4m3fn:
+        tensor = shared_as(tensor, local(tensor).view(torch.uint8), tensor.shape)
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return tensor.detach().clone()
 

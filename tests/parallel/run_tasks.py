@@ -1,6 +1,9 @@
 """Whole runs on several ranks, by name."""
 
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tests.parallel.parity import batches_of, whole
@@ -11,6 +14,9 @@ from ling.config.parallel import ParallelConfig
 from ling.config.recipe import Recipe, load_recipe
 from ling.errors import CheckpointError
 from ling.model import CausalLM
+from ling.model.fp8 import Fp8Layer
+from ling.ops.fp8_linear import Watch
+from ling.ops.fp8_tensor import Fp8Tensor
 from ling.parallel.build import build_model
 from ling.parallel.ranks import Ranks
 from ling.scaling.layout import plan_layout
@@ -20,9 +26,27 @@ from ling.train.loop import Training
 STEPS = 6
 
 
+SMALL = ("train.precision=bfloat16", "optim.weights=bfloat16", "optim.moments=fp8")
+RUNS: dict[str, tuple[str, ...]] = {
+    "adamw": (),
+    "muon": ("optim.method=muon",),
+    "small": SMALL,
+    "small in backward": (*SMALL, "optim.in_backward=true", "optim.clipping=lagged"),
+    "plain": ("train.precision=bfloat16", "optim.weights=bfloat16"),
+    "fp8": ("train.precision=fp8", "train.fp8.measure_every=2"),
+    "bfloat16": ("train.precision=bfloat16",),
+    "small leaving fp8": (
+        "train.precision=fp8",
+        *SMALL[1:],
+        "train.fp8.measure_every=2",
+        "train.fp8.max_distortion_percent=2.75",
+    ),
+}
+
+
 def recipe_of(method: str) -> Recipe:
     more = [
-        f"optim.method={method}", "optim.lr=0.01", "optim.eps=1e-4", "optim.warmup_steps=2", f"train.steps={STEPS}",
+        *RUNS[method], "optim.lr=0.01", "optim.eps=1e-4", "optim.warmup_steps=2", f"train.steps={STEPS}",
         "train.checkpoint_every=3", "train.average_last=2", "train.average_every=1", "run.keep_checkpoints=9",
         "train.tokens_per_step=512", "data.max_document_tokens=64",
     ]  # fmt: skip
@@ -32,14 +56,19 @@ def recipe_of(method: str) -> Recipe:
 def begin(directory: str, ranks: int, sizes: dict[str, int], method: str) -> Training:
     """Return a run that its ranks are about to begin, or to resume."""
     recipe = recipe_of(method)
-    laid_out = Ranks(plan_layout(ParallelConfig(**sizes), recipe.model, ranks, 16)) if ranks > 1 else None
+    rounds = recipe.train.compute_dtype != recipe.optim.weights
+    lay_out = rounds or ranks > 1
+    laid_out = Ranks(plan_layout(ParallelConfig(**sizes), recipe.model, ranks, 16)) if lay_out else None
     share = (laid_out.data_rank, laid_out.data_size) if laid_out else (0, 1)
 
     def read_batches(step: int) -> list[TrainBatch]:
         return batches_of(step, True, recipe.model.num_nextn_predict_layers, *share, 1)
 
     generator = torch.Generator().manual_seed(recipe.train.seed)
-    model: CausalLM | None = None if laid_out is None else build_model(recipe.model, laid_out, generator)
+    kept_in, computed_in = recipe.optim.weights, recipe.train.compute_dtype
+    model: CausalLM | None = (
+        None if laid_out is None else build_model(recipe.model, laid_out, generator, computed_in, kept_in)
+    )
     return Training(recipe, Path(directory), read_batches, None, model, laid_out)
 
 
@@ -53,6 +82,25 @@ def run(directory: str, ranks: int, sizes: dict[str, int], method: str, stop_aft
         if report.step == stop_after:
             break
     return losses
+
+
+def run_measured(
+    directory: str, ranks: int, sizes: dict[str, int], method: str
+) -> tuple[list[float], list[dict[str, Any]], set[str]]:
+    """Do three steps in FP8; return the losses, what each measurement found, and the operands that were quantised."""
+    training = begin(directory, ranks, sizes, method)
+    assert training.fp8 is not None
+    operands: set[str] = set()
+    for layer in training.fp8.layers:
+        layer._note = partial(_note, operands, layer, layer._note)  # type: ignore[method-assign]
+    reports = list(islice(training.run(), 3))
+    found = [report.fp8._asdict() for report in reports if report.fp8 is not None]
+    return [report.loss for report in reports], found, operands
+
+
+def _note(operands: set[str], layer: Fp8Layer, note: Watch, name: str, values: Any, codes: Fp8Tensor) -> None:
+    operands.add(f"{layer.name} {name} {codes.codes.dtype}")
+    note(name, values, codes)
 
 
 def held(directory: str, ranks: int, sizes: dict[str, int], method: str) -> tuple[int, dict[str, Tensor], int]:

@@ -21,7 +21,7 @@ FP8 = [
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        (["parallel.expert=2"], "train.precision fp8 is for one process, but parallel.expert is 2"),
+        (["parallel.tensor=2"], "train.precision fp8 does without tensor and pipeline ranks, but parallel.tensor is 2"),
         (["parallel.recompute=selective"], "does not go with parallel.recompute selective; use none or full"),
         (["train.fp8.measure_every=-1"], "train.fp8.measure_every must not be negative"),
         (["train.fp8.max_underflow_percent=0"], "train.fp8.max_underflow_percent must lie above 0"),

@@ -310,8 +310,8 @@ def test_parameters_that_one_microbatch_alone_reaches_move_all_the_same() -> Non
         ([*RELEASED, "parallel.pipeline=2"], r"but parallel\.pipeline is 2; use 1"),
         ([*RELEASED, "parallel.tensor=2"], r"but parallel\.tensor is 2; use 1"),
         (
-            [*RELEASED, "optim.clipping=update", "parallel.data_parallel_replicate=2"],
-            r"optim\.clipping update is for one process",
+            ["optim.clipping=update", "parallel.tensor=2"],
+            r"optim\.clipping update does without tensor and pipeline ranks",
         ),
     ],
 )

@@ -58,11 +58,11 @@ def test_a_run_goes_on_with_other_states(tmp_path: Path, before: list[str], afte
         (["optim.weights=bfloat16"], "with optim.weights bfloat16 products are in bfloat16; use train.precision"),
         (
             ["optim.moments=fp8", "parallel.pipeline=2"],
-            "optim.moments fp8 is for one process, but parallel.pipeline is 2",
+            "optim.moments fp8 does without tensor and pipeline ranks, but parallel.pipeline is 2; use 1",
         ),
         (
-            ["optim.weights=bfloat16", "train.precision=bfloat16", "parallel.data_parallel_replicate=2"],
-            "optim.weights bfloat16 is for one process, but parallel.data_parallel_replicate is 2; use 1, or another",
+            ["optim.weights=bfloat16", "train.precision=bfloat16", "parallel.tensor=2"],
+            "optim.weights bfloat16 does without tensor and pipeline ranks, but parallel.tensor is 2; use 1",
         ),
         (["optim.rounding_seed=-1"], "optim.rounding_seed must not be negative"),
     ],

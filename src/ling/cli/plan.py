@@ -54,6 +54,7 @@ def plan(
             raise ConfigError("--published has models, GPUs and layouts of its own; it goes with --json alone")
         print_published(as_json)
         return
+    from ling.config.checks import without_pieces
     from ling.config.recipe import given_keys, load_recipe
     from ling.scaling.precision import PRECISIONS, with_measuring, with_muon, with_release, with_states
     from ling.scaling.search import Request, search
@@ -78,6 +79,8 @@ def plan(
     if name == "fp8" and resolved.train.fp8.measure_every:
         held = with_measuring(held)
     sizes = {axis: asked(f"parallel.{axis}") for axis in (*AXES, "expert", "recompute")}
+    if name == "fp8" or without_pieces(resolved):  # what training would refuse is not tried
+        sizes = {"tensor": 1, "pipeline": 1} | {axis: size for axis, size in sizes.items() if size is not None}
     request = Request(
         gpus=gpus,
         sequence_length=sequence_length or asked("train.sequence_length") or min(4096, model.max_position_embeddings),

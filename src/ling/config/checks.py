@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from ling.config.model import ODD_HEAD_DIM
-from ling.config.parallel import AXES
 from ling.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,13 +37,11 @@ def check_recipe(recipe: "Recipe") -> None:
                 f"run.evaluate_prompts {recipe.run.evaluate_prompts}: {axis} ranks measure held-out losses but "
                 f"generate no text; use 0, or parallel.{axis} 1"
             )
-    for key in needs_one_process(recipe):
-        _check_one_process(recipe, key)
     for axis in ("tensor", "pipeline"):
-        if recipe.optim.in_backward and (size := getattr(recipe.parallel, axis)) != 1:
-            raise ConfigError(
-                f"optim.in_backward does without tensor and pipeline ranks, but parallel.{axis} is {size}; use 1"
-            )
+        for what in without_pieces(recipe) if (size := getattr(recipe.parallel, axis)) != 1 else ():
+            raise ConfigError(f"{what} does without tensor and pipeline ranks, but parallel.{axis} is {size}; use 1")
+    if recipe.train.precision == "fp8" and recipe.parallel.recompute == "selective":
+        raise ConfigError("train.precision fp8 does not go with parallel.recompute selective; use none or full")
     if recipe.optim.weights == "bfloat16" and recipe.train.precision == "float32":
         raise ConfigError(
             "with optim.weights bfloat16 products are in bfloat16; use train.precision bfloat16 or fp8, not float32"
@@ -70,22 +67,14 @@ def check_recipe(recipe: "Recipe") -> None:
         )
 
 
-def needs_one_process(recipe: "Recipe") -> list[str]:
-    """Return `key value` of everything a recipe asks for that several ranks do not have."""
+def without_pieces(recipe: "Recipe") -> list[str]:
+    """Return what a recipe asks for that ranks with pieces of layers, or with some of them, do not have."""
+    optim, precision = recipe.optim, recipe.train.precision
     asked = {
-        "train.precision": (recipe.train.precision, ("fp8",)),
-        "optim.weights": (recipe.optim.weights, ("bfloat16",)),
-        "optim.moments": (recipe.optim.moments, ("bfloat16", "fp8", "dynamic8")),
-        "optim.clipping": (recipe.optim.clipping, ("update",)),
+        "optim.in_backward": optim.in_backward,
+        f"train.precision {precision}": precision == "fp8",
+        f"optim.weights {optim.weights}": optim.weights != "float32",
+        f"optim.moments {optim.moments}": optim.moments != "float32",
+        f"optim.clipping {optim.clipping}": optim.clipping == "update",
     }
-    return [f"{key} {value}" for key, (value, alone) in asked.items() if value in alone]
-
-
-def _check_one_process(recipe: "Recipe", what: str) -> None:
-    for axis in (*AXES, "expert"):
-        if (size := getattr(recipe.parallel, axis)) > 1:
-            raise ConfigError(
-                f"{what} is for one process, but parallel.{axis} is {size}; use 1, or another {what.split()[0]}"
-            )
-    if recipe.train.precision == "fp8" and recipe.parallel.recompute == "selective":
-        raise ConfigError("train.precision fp8 does not go with parallel.recompute selective; use none or full")
+    return [what for what, is_asked in asked.items() if is_asked]

@@ -106,14 +106,14 @@ class OptimConfig:
     """Keep a float32 copy of each parameter of lower precision in the optimizer, so that small updates are not lost."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """What weights are kept in between steps. With bfloat16 so are their gradients, and products as well (routers stay
-    float32); one process."""
+    float32); not with tensor or pipeline ranks."""
     weight_rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How bfloat16 weights are rounded. To nearest, updates below about 1/500 of a weight are lost."""
     rounding_seed: int = 0
     """Of the noise that weights and moments are rounded by: a function of it, the step, the name and the place."""
     moments: Literal["float32", "bfloat16", "fp8", "dynamic8"] = "float32"
     """What moments of matrices are kept in. fp8: E4M3 with a scale per 256, of squares their root; dynamic8: the
-    published 8-bit map, rounded to nearest. With anything but float32 one process."""
+    published 8-bit map, rounded to nearest. Anything but float32 does without tensor and pipeline ranks."""
     muon: MuonConfig = field(default_factory=MuonConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     batch_ramp: BatchRampConfig = field(default_factory=BatchRampConfig)
@@ -182,7 +182,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16", "fp8"] = "float32"
     """What products are computed in. With bfloat16, weights, moments, routers, and gradients where they are added up,
     stay float32; a block's weights are rounded when it runs. fp8: the blocks' linear maps and experts have FP8
-    operands, all else is as with bfloat16; one process."""
+    operands, all else is as with bfloat16; not with tensor or pipeline ranks."""
     fp8: Fp8Config = field(default_factory=Fp8Config)
     checkpoint_every: int = 500
     """Steps between resumable checkpoints."""

@@ -4,12 +4,13 @@ In FP8 are the linear maps of blocks and the routed experts. Not so the embeddin
 layer, routers, norms and the residual stream (spec: training.md 5): they stay what the model computes in.
 
 A layer leaves FP8 for good when an operand loses more than the configuration allows. It is measured every so many
-steps, so a run that goes on from a checkpoint measures at the same steps and comes to the same decisions.
+steps, so a run that goes on from a checkpoint measures at the same steps and comes to the same decisions. On several
+ranks each measures what it multiplies, and the worst of them counts for all.
 """
 
 import difflib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ class _Product(Fp8Layer):
 
 
 class _Mix(Fp8Layer):
-    """Stands in a `SparseMoe`'s `mix`."""
+    """Stands in a `SparseMoe`'s `mix`, or in that of the exchange which stands there."""
 
     def __call__(self, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up: Weight, down: Weight) -> Tensor:
         if not self.is_fp8:
@@ -116,8 +117,10 @@ class Fp8Layers:
             if isinstance(module, Linear):
                 layer = module.multiply = _Product(name, rule)
             else:
-                assert module.mix is None, f"the experts of {name} are elsewhere"
-                layer = module.mix = _Mix(name, rule)
+                # Where experts are on several ranks, what brings rows to them asks how those here multiply.
+                place: Any = module if module.mix is None else module.mix
+                assert place.mix is None, f"how the experts of {name} multiply is settled: {place.mix}"
+                layer = place.mix = _Mix(name, rule)
             self.layers.append(layer)
 
     def begin(self, step: int) -> None:
@@ -127,12 +130,17 @@ class Fp8Layers:
             for layer in self.layers:
                 layer.losses = {} if layer.is_fp8 else None
 
-    def judge(self, step: int) -> Measured | None:
-        """End the measurement of update `step`: send layers to bfloat16 that lost too much; None without one."""
+    def judge(self, step: int, largest: Callable[[Tensor], Tensor] | None = None) -> Measured | None:
+        """End the measurement of update `step`: send layers to bfloat16 that lost too much; None without one.
+
+        largest  of each value over the ranks that share the model, all of which call this: a layer leaves on all of
+                 them or on none; None: there is one
+        """
         measured = [(layer, operand) for layer in self.layers for operand in layer.losses or ()]
         if not measured:
             return None
-        values = torch.stack([layer.losses[operand] for layer, operand in measured if layer.losses]).mul(100).tolist()
+        found = torch.stack([layer.losses[operand] for layer, operand in measured if layer.losses]).mul(100)
+        values = (found if largest is None else largest(found)).tolist()
         for layer in self.layers:
             layer.losses = None
         for (layer, operand), (underflow, distortion) in zip(measured, values, strict=True):

@@ -23,15 +23,16 @@ def share_of(decay: float) -> float:
 
 @op(triton="ling.ops.triton.gather")
 def gather_(
-    gradient: Tensor, mean: Moment, square: Moment | None, key: int, mean_share: float, square_share: float
-) -> None:
+    gradient: Tensor, mean: Moment, square: Moment | None, key: int, mean_share: float, square_share: float,
+    offset: int = 0,
+) -> None:  # fmt: skip
     """Add a gradient to a mean, or to momentum, and its square to the mean of squares, in place and piece by piece.
 
-    gradient  (n,) bfloat16 or float32; sums are in float32
-    square    None: there is none, as in Muon
-    key       of the noise, as in `ling.optim.update`
+    gradient     (n,) bfloat16 or float32; sums are in float32
+    square       None: there is none, as in Muon
+    key, offset  of the noise, as in `ling.optim.update`
     """
-    noise = Noise(key, gradient.device)
+    noise = Noise(key, gradient.device, offset)
     means = as_stored(mean, "mean", noise)
     squares = None if square is None else as_stored(square, "square", noise)
     for first in range(0, len(gradient), CHUNK):

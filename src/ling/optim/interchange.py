@@ -1,7 +1,8 @@
 """Going on from another optimizer's state: moments kept in other bits, masters that one side has and the other lacks.
 
-What is stored in the form that is wanted is read as it is, to the bit. Everything else is decoded, and rounded to
-nearest where it becomes codes. So a run saved with small states goes on with plain AdamW, and the other way round.
+What is stored in the form that is wanted is read as it is, to the bit, on any layout of ranks. Everything else is
+decoded, and rounded to nearest where it becomes codes: whole, a tensor at a time, of which a rank keeps its part. So a
+run saved with small states goes on with plain AdamW, and the other way round.
 """
 
 import logging
@@ -11,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ling.distributed.parts import local, part_of
 from ling.log import log_once
 from ling.model import CausalLM
 from ling.ops.rounding import NEAREST
 from ling.optim.build import state_tensors
 from ling.optim.moments import SCALE, format_of, kind_of, num_scales
 from ling.optim.muon_adamw import MuonAdamW
-from ling.optim.sharding import local
 
 logger = logging.getLogger(__name__)
 
@@ -54,28 +55,46 @@ def convert_(model: CausalLM, optimizer: MuonAdamW, source: Source) -> None:
             target.copy_(local(_parameter(model, name).detach()))
             continue
         kind = kind_of(name.rpartition("/")[2])
-        scale = source.read(name + SCALE, (num_scales(target.numel()),)) if name + SCALE in source.tensors else None
-        codes = source.read(name, tuple(target.shape)).view(-1)
-        values = format_of(codes.dtype, kind).decode(codes, scale).to(target.device)
-        codes, scale = format_of(target.dtype, kind).encode(values, NEAREST)
-        target.view(-1).copy_(codes)
+        values = part_of(_decoded(source, name, wanted[name].shape), wanted[name]).to(target.device)
+        codes, scale = format_of(target.dtype, kind).encode(values.reshape(-1), NEAREST)
+        target.copy_(codes.view(target.shape))
         if scale is not None:
-            wanted[name + SCALE].copy_(scale)
+            local(wanted[name + SCALE]).view(-1)[: len(scale)].copy_(scale)
     for name in source.tensors:  # a master says more than the weight that was rounded from it
         if name.startswith("optim/") and name.endswith("/" + _MASTER) and name not in wanted:
-            parameter = local(_parameter(model, name).detach())
-            parameter.copy_(source.read(name, tuple(parameter.shape)))
+            parameter = _parameter(model, name).detach()
+            local(parameter).copy_(part_of(source.read(name, tuple(parameter.shape)), parameter))
+
+
+def _decoded(source: Source, name: str, shape: torch.Size) -> Tensor:
+    """Return the whole of a stored moment, of `shape` in float32."""
+    codes = source.read(name, tuple(shape))
+    form, scale = format_of(codes.dtype, kind_of(name.rpartition("/")[2])), None
+    if form.has_scale:
+        flat = source.read(name + SCALE).view(-1)  # a row of them, in checkpoints before ranks shared them out
+        scale = flat[: num_scales(codes.numel())]
+    return form.decode(codes.view(-1), scale).view(shape)
 
 
 def _foreign(wanted: Mapping[str, Tensor], source: Source) -> list[str]:
     """Return the names of moments and masters that are there, or derivable, but not as they are wanted."""
     found = []
-    for name, tensor in wanted.items():
+    for name in wanted:
         key = name.rpartition("/")[2]
         is_absent = name not in source.tensors
-        if (key == _MASTER and is_absent) or (key in _MOMENTS and not is_absent and source.dtype(name) != tensor.dtype):
+        if (key == _MASTER and is_absent) or (
+            key in _MOMENTS and not is_absent and not _is_alike(name, wanted, source)
+        ):
             found.append(name)
     return found
+
+
+def _is_alike(name: str, wanted: Mapping[str, Tensor], source: Source) -> bool:
+    """Whether a moment's codes and scales are stored as they are wanted."""
+    scale = name + SCALE
+    if scale in wanted and scale in source.tensors and source.tensors[scale].size != wanted[scale].shape:
+        return False
+    return source.dtype(name) == wanted[name].dtype
 
 
 def _parameter(model: CausalLM, name: str) -> Tensor:

@@ -11,13 +11,15 @@ A decaying average must not be rounded to nearest in 3 bits: at beta2 0.95 a roo
 within half of a code's 6 to 12 %, and would never move.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ling.distributed.parts import local, shared_as
 from ling.ops.fp8 import BLOCK, E4M3, E4M3_MAX, dequantize_e4m3_tile, round_up_to_power_of_two
 from ling.ops.rounding import round_squares_to_e4m3, round_to_bfloat16, round_to_e4m3
 from ling.optim.dynamic_map import tables
@@ -80,13 +82,35 @@ def kind_of(key: str) -> Kind:
 
 
 def zeros(key: str, like: Tensor, format: MomentFormat) -> dict[str, Tensor]:
-    """Return the state of a moment that is zero everywhere, under its key and that of its scales."""
+    """Return the state of a moment that is zero everywhere, under its key and that of its scales.
+
+    like  the parameter; where ranks share it they share codes and scales in the same way, see `rows_of_block`
+    """
     codes = torch.zeros_like(like, dtype=format.dtype, memory_format=torch.contiguous_format)
     if format.zero:
-        codes.fill_(format.zero)
+        local(codes).fill_(format.zero)
     if not format.has_scale:
         return {key: codes}
-    return {key: codes, key + SCALE: torch.ones(num_scales(like.numel()), dtype=torch.float32, device=like.device)}
+    shape, rows = scale_shape(like.shape), rows_of_block(like.shape)
+    mine = (-(-local(like).shape[0] // rows), shape[1])
+    scale = torch.ones(mine, dtype=torch.float32, device=like.device)
+    return {key: codes, key + SCALE: shared_as(like, scale, shape)}
+
+
+def rows_of_block(shape: Sequence[int]) -> int:
+    """Return the fewest rows of a moment, of its first dim, that fill whole blocks; parts of ranks consist of them."""
+    return BLOCK_SIZE // math.gcd(BLOCK_SIZE, math.prod(shape[1:]))
+
+
+def scale_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the shape of the scales of a moment: a row of them to each `rows_of_block` of its rows.
+
+    So whoever has a part of the moment has the same part of its scales. Behind the last block may be some of nobody.
+    """
+    rows, row = rows_of_block(shape), math.prod(shape[1:])
+    if shape[0] <= rows:
+        return 1, num_scales(shape[0] * row)
+    return -(-shape[0] // rows), rows * row // BLOCK_SIZE
 
 
 def num_scales(elements: int) -> int:

@@ -3,7 +3,8 @@
 Without groups for Muon it is `torch.optim.AdamW(fused=True)` to the bit. It does more in three respects: parameters of
 lower precision may keep a float32 master, or else are rounded stochastically; moments may be kept in one byte each; and
 the padding row of an embedding, which has no gradient, does not decay. Parameters may be sharded, each in its own way:
-what is done element by element is done to this rank's part.
+what is done element by element is done to this rank's part. Codes and scales are those of the whole parameter, and so
+is the noise, so that any number of ranks come to the bits of one process from the same gradients.
 
 State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (AdamW) or `momentum` (Muon), `exp_avg_scale` and the like where
 a moment is codes, and `master` where there is one. It is there from the beginning, so that a checkpoint can be read
@@ -12,6 +13,7 @@ place in it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +21,14 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from ling.config.training import OptimConfig
+from ling.distributed.parts import first_element, local
 from ling.ops.adamw import AdamWRule, Moment
 from ling.ops.noise import noise_key
 from ling.optim.clipping import UpdateRatios, mean_square_ratio
 from ling.optim.gather import gather_, share_of
 from ling.optim.moments import LEAST_ELEMENTS, SCALE, kind_of, moment_format, zeros
 from ling.optim.muon import FullMatrix, MuonRule
-from ling.optim.sharding import has_whole_matrices, local, row, through_full_matrix
+from ling.optim.sharding import check_parts, has_whole_matrices, of_parts, row, through_full_matrix
 from ling.optim.stored import InPlace, Noise, RoundedWeight, Stored, as_stored
 from ling.optim.update import adamw_
 
@@ -81,10 +84,12 @@ class MuonAdamW(torch.optim.Optimizer):
         state = {"master": parameter.detach().to(torch.float32)} if has_master else {}
         is_small = parameter.dim() < 2 or parameter.numel() < LEAST_ELEMENTS
         kept_in = "float32" if is_small else self._optim.moments
-        like = parameter.detach() if kept_in == "float32" else local(parameter.detach())
 
         def moment(key: str) -> dict[str, Tensor]:
-            return zeros(key, like, moment_format(kept_in, kind_of(key)))
+            form = moment_format(kept_in, kind_of(key))
+            if form.has_scale:
+                check_parts(parameter, self._names[parameter], kept_in)
+            return zeros(key, parameter.detach(), form)
 
         if method == MUON:
             return moment("momentum") | state
@@ -122,14 +127,15 @@ class MuonAdamW(torch.optim.Optimizer):
     def _gather_(self, parameter: Tensor, method: str, microbatch: int) -> None:
         assert parameter.grad is not None
         gradient, optim, key = local(parameter.grad).reshape(-1), self._optim, self._key(parameter, f"@{microbatch}")
+        offset = first_element(parameter)
         if method == MUON:
             share = 1 / optim.muon.momentum  # all of a gradient is added, not 1 - momentum of it
-            gather_(gradient, self._flat(parameter, "momentum"), None, key, share, 0.0)
+            gather_(gradient, self._flat(parameter, "momentum"), None, key, share, 0.0, offset)
             return
         if optim.clipping == "update":
             self._ratios.add(parameter)
         mean, square = (self._flat(parameter, k) for k in ("exp_avg", "exp_avg_sq"))
-        gather_(gradient, mean, square, key, share_of(optim.beta1), share_of(optim.beta2))
+        gather_(gradient, mean, square, key, share_of(optim.beta1), share_of(optim.beta2), offset)
 
     def _update_(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
         parameters = [p for p in parameters if p.grad is not None]
@@ -150,19 +156,24 @@ class MuonAdamW(torch.optim.Optimizer):
         assert parameter.grad is not None
         square = as_stored(self._flat(parameter, "exp_avg_sq"), "square", self._noise(parameter))
         gradient = local(parameter.grad).reshape(-1)
-        return mean_square_ratio(gradient, square, state["step"], optim.beta2, optim.eps)
+        return mean_square_ratio(gradient, square, state["step"], optim.beta2, optim.eps, parameter.numel())
 
     def _muon_(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         tensors = (state.get("master", parameter.detach()), gradient, state["momentum"])
         is_plain = self._is_float32(parameter, "momentum")
-        target, gradient, momentum = map(local, tensors) if has_whole_matrices(parameter) or not is_plain else tensors
-        noise = self._noise(parameter)
-        self._rule.step_(
-            target, gradient, momentum, self._parts[parameter], lr=group["lr"], decay=group["weight_decay"],
-            weights=None if is_plain else self._weights(target, noise),
-            moments=None if is_plain else self._moment(parameter, "momentum", momentum.shape, noise),
+        is_whole = has_whole_matrices(parameter)
+        target, gradient, momentum = map(local, tensors) if is_whole or not is_plain else tensors
+        numbers = {"lr": group["lr"], "decay": group["weight_decay"]}
+        if is_plain:
+            self._rule.step_(target, gradient, momentum, self._parts[parameter], **numbers)
+            return
+        noise, full = self._noise(parameter), self._rule.full_matrix
+        rule = self._rule if is_whole else replace(self._rule, full_matrix=of_parts(full, parameter))
+        rule.step_(
+            target, gradient, momentum, self._parts[parameter], **numbers, weights=self._weights(target, noise),
+            moments=self._moment(parameter, "momentum", momentum.shape, noise),
         )  # fmt: skip
 
     def _adamw_(self, parameters: Sequence[Tensor], group: Mapping[str, Any]) -> None:
@@ -195,7 +206,16 @@ class MuonAdamW(torch.optim.Optimizer):
             self._optim.weight_rounding == "stochastic",
         )  # fmt: skip
         target = local(state.get("master", parameter.detach())).view(-1)
-        adamw_(target, local(gradient).reshape(-1), mean, square, state["step"], self._key(parameter), rule)
+        adamw_(
+            target,
+            local(gradient).reshape(-1),
+            mean,
+            square,
+            state["step"],
+            self._key(parameter),
+            rule,
+            first_element(parameter),
+        )
         state["step"] += 1
 
     def _is_float32(self, parameter: Tensor, key: str) -> bool:
@@ -207,7 +227,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return noise_key(self._optim.rounding_seed, self.updates, self._names[parameter] + part)
 
     def _noise(self, parameter: Tensor) -> Noise:
-        return Noise(self._key(parameter), parameter.device)
+        return Noise(self._key(parameter), parameter.device, first_element(parameter))
 
     def _weights(self, target: Tensor, noise: Noise) -> Stored:
         if target.dtype == torch.float32:
@@ -221,7 +241,8 @@ class MuonAdamW(torch.optim.Optimizer):
     def _flat(self, parameter: Tensor, key: str) -> Moment:
         """Return what this rank has of a moment, (n,)."""
         state = self.state[parameter]
-        return Moment(local(state[key]).view(-1), state.get(key + SCALE))
+        scale = local(state[key + SCALE]).view(-1) if key + SCALE in state else None
+        return Moment(local(state[key]).view(-1), scale)
 
     def _still(self, parameter: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return (row, its values) of what must not decay."""

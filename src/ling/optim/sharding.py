@@ -4,23 +4,27 @@ from typing import Any
 
 from torch import Tensor
 
-from ling.optim.muon import Orthogonalize
+from ling.distributed.parts import is_sharded, local, rows_of_parts, shared_as
+from ling.errors import ConfigError
+from ling.optim.moments import BLOCK_SIZE, rows_of_block
+from ling.optim.muon import FullMatrix, Orthogonalize
 
 
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor; a process that has none never imports the class."""
-    return type(tensor).__name__ == "DTensor" or hasattr(tensor, "placements")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this rank's part, which shares its memory: enough for what is done element by element."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+def check_parts(parameter: Tensor, name: str, moments: str) -> None:
+    """Refuse ranks that would cut through blocks of moments; sizes decide, so all of them do so together."""
+    rows = rows_of_block(parameter.shape)
+    if cut := [part for part in rows_of_parts(parameter) if part % rows and part < parameter.shape[0]]:
+        raise ConfigError(
+            f"optim.moments {moments} has a scale per {BLOCK_SIZE} neighbours, so ranks share out {name} "
+            f"{tuple(parameter.shape)} in multiples of {rows} rows, but parts of {cut[0]} are asked for; use another "
+            "number of ranks, or optim.moments=bfloat16"
+        )
 
 
 def has_whole_matrices(tensor: Tensor) -> bool:
     """Whether this rank's part of a stack consists of whole matrices: the stack alone is cut, or nothing."""
     placements: Any = getattr(tensor, "placements", ())
-    return tensor.dim() == 3 and all(p.is_replicate() or p.is_shard(0) for p in placements)
+    return tensor.dim() == 3 and all(p.is_replicate() or p.dim == 0 for p in placements)
 
 
 def through_full_matrix(parameter: Tensor, update: Tensor, orthogonalize: Orthogonalize) -> Tensor:
@@ -35,6 +39,15 @@ def through_full_matrix(parameter: Tensor, update: Tensor, orthogonalize: Orthog
     sharded: Any = update
     whole = orthogonalize(sharded.full_tensor())
     return distribute_tensor(whole, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+def of_parts(full_matrix: FullMatrix, like: Tensor) -> FullMatrix:
+    """Return `full_matrix` for updates of which this rank has its part of `like`, as it has of small states."""
+
+    def through(parameter: Tensor, update: Tensor, orthogonalize: Orthogonalize) -> Tensor:
+        return local(full_matrix(like, shared_as(like, update, like.shape), orthogonalize))
+
+    return through
 
 
 def row(tensor: Tensor, index: int) -> Tensor | None:

@@ -45,16 +45,20 @@ class InPlace:
 
 
 class Noise:
-    """The noise of one parameter in one step: 64 bits for each of its elements, shared by all that is rounded."""
+    """The noise of one parameter in one step: 64 bits for each of its elements, shared by all that is rounded.
 
-    def __init__(self, key: int, device: torch.device) -> None:
-        self._key, self._device = key, device
+    offset  which of the parameter's elements the part at hand begins with: noise is one of the place in the whole
+    """
+
+    def __init__(self, key: int, device: torch.device, offset: int = 0) -> None:
+        self._key, self._device, self._offset = key, device, offset
         self._range, self._bits = (0, 0), torch.empty(0)
 
     def lane(self, first: int, end: int, index: int) -> Tensor:
-        """Return 16 bits for each of the elements from `first` to before `end`."""
+        """Return 16 bits for each of the elements of this part from `first` to before `end`."""
         if self._range != (first, end):
-            self._range, self._bits = (first, end), random_bits(self._key, first, end - first, self._device)
+            start = self._offset + first
+            self._range, self._bits = (first, end), random_bits(self._key, start, end - first, self._device)
         return lane(self._bits, index)
 
 

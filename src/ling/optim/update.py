@@ -11,15 +11,17 @@ from ling.optim.stored import CHUNK, InPlace, Noise, RoundedWeight, Stored, as_s
 
 @op(triton="ling.ops.triton.adamw")
 def adamw_(
-    weight: Tensor, gradient: Tensor, mean: Moment, square: Moment, step: Tensor, key: int, rule: AdamWRule
-) -> None:
+    weight: Tensor, gradient: Tensor, mean: Moment, square: Moment, step: Tensor, key: int, rule: AdamWRule,
+    offset: int = 0,
+) -> None:  # fmt: skip
     """Update weight and moments in place, piece by piece: nothing is in float32 as a whole.
 
     weight, gradient  (n,) bfloat16 or float32
     step              () float32, the number of updates before this one; it is not changed
-    key               of the noise; an element's position is its index in `weight`
+    key               of the noise; an element's position is its index in `weight`, plus
+    offset            the elements of the whole parameter before those at hand
     """
-    noise = Noise(key, weight.device)
+    noise = Noise(key, weight.device, offset)
     weights: Stored = InPlace(weight)
     if weight.dtype != torch.float32:
         weights = RoundedWeight(weight, noise if rule.stochastic else None)

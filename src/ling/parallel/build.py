@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ling.config import ModelConfig
 from ling.config.model import DType
+from ling.distributed.parts import local, part_of
 from ling.model import CausalLM
 from ling.model.init import initial_values
 from ling.parallel.ranks import Ranks
@@ -38,10 +38,4 @@ def build_model(
 @torch.no_grad()
 def copy_part(target: Tensor, whole: Tensor) -> None:
     """Copy what `target` holds of `whole`: all of it, or this rank's shard."""
-    if not isinstance(target, DTensor):
-        target.copy_(whole)
-        return
-    for chunk in target.__create_chunk_list__():
-        for dim, (start, size) in enumerate(zip(chunk.offsets, chunk.sizes)):
-            whole = whole.narrow(dim, start, size)
-        target.to_local().copy_(whole)
+    local(target).copy_(part_of(whole, target))

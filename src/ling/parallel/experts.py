@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from ling.distributed.collectives import all_to_all_rows, exchange_counts
 from ling.ops.linear import Weight
-from ling.ops.moe import apply_experts
+from ling.ops.moe import MixExperts, apply_experts
 from ling.ops.precision import at_least_float32
 
 
@@ -46,6 +46,8 @@ class ExpertParallel:
         self.group = group
         self.experts_per_rank = num_experts // group.size()
         assert self.experts_per_rank * group.size() == num_experts, (num_experts, group.size())
+        self.mix: MixExperts | None = None
+        """What sends rows through experts that are both here, each row to one; None: `apply_experts`."""
 
     def __call__(
         self, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Weight, down_proj: Weight
@@ -92,8 +94,13 @@ class ExpertParallel:
         offsets = counts[:E].cumsum(0)
         pair_of_row = expert_of_pair.argsort(stable=True)[:num_pairs]
         token_of_row = pair_of_row // k
-        out = apply_experts(rows.index_select(0, token_of_row), gate_up_proj, down_proj, offsets.to(torch.int32))
-        return _add_up(len(rows), token_of_row, out, mix.flatten().index_select(0, pair_of_row))
+        pairs, mix_of_pair = rows.index_select(0, token_of_row), mix.flatten().index_select(0, pair_of_row)
+        if self.mix is not None:
+            ids_of_pair = expert_of_pair.index_select(0, pair_of_row)[:, None]
+            weighted = self.mix(pairs, ids_of_pair, mix_of_pair[:, None], counts[:E], gate_up_proj, down_proj)
+            return _add_up(len(rows), token_of_row, weighted)
+        out = apply_experts(pairs, gate_up_proj, down_proj, offsets.to(torch.int32))
+        return _add_up(len(rows), token_of_row, out, mix_of_pair)
 
 
 def _add_up(count: int, index: Tensor, rows: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -158,6 +158,13 @@ class Ranks:
             return [tensor.detach() for tensor in tensors]
         return sum_over(tensors, self._all_group)
 
+    def largest(self, values: Tensor) -> Tensor:
+        """Return the largest of each of `values` over all ranks; what is not a number counts as infinite."""
+        found = torch.where(values.isnan(), torch.inf, values.detach())
+        if self._all_group is not None:
+            dist.all_reduce(found, dist.ReduceOp.MAX, self._all_group)
+        return found
+
     def sum_counts(self, counts: Mapping[int, Tensor], layers: Sequence[int], num_experts: int) -> dict[int, Tensor]:
         """Add the tokens per expert of each of `layers` up over all ranks; other stages have other layers."""
         nothing = torch.zeros(num_experts, dtype=torch.int64, device=self.device)

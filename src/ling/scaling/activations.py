@@ -164,7 +164,15 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
     router = N * (4 * E + 4 * k + 4 + (4 if work.z_loss else 0))
     if not precision.fused:
         router += 4 * N * H  # the router's input in float32
-    if layout.expert > 1:
+    if layout.expert > 1 and precision.fp8_gemm and precision.sharded == "all":
+        # As below, but each of a token's rows is one of its own here, and where rows came from and what is there.
+        S = R + 15 * E / layout.expert
+        rows = R * (code * H + 4 + 2 * INDEX) + S * b * 2 * F + INDEX * (S + R)
+        rows += N * rank_visits(model, layout.expert) * (INDEX + k)
+        forward = S * (code * (H + F) + b * H) + R * 2 * b * H
+        first = S * (code * H + b * F) + R * (b + code) * H
+        backward = S * (code * (3 * F + H) + b * (2 * F + H)) + R * b * H
+    elif layout.expert > 1:
         # Gathered rows, gate and up, silu, product, output; weight, both orders; where rows came from, what is there.
         rows = R * (b * (2 * H + 4 * F) + 4 + 2 * INDEX) + N * rank_visits(model, layout.expert) * (INDEX + k)
         forward = R * (b * 2 * H + 4 * H)

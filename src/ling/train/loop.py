@@ -257,7 +257,8 @@ class Training:
             self.state.model, self.state.optimizer, batches, self.recipe, self.state.step, self.ranks,
             self.state.guard, self.state.frozen_biases, self.state.in_backward,
         )  # fmt: skip
-        measured = None if self.fp8 is None else self.fp8.judge(self.state.step)
+        largest = None if self.ranks is None else self.ranks.largest
+        measured = None if self.fp8 is None else self.fp8.judge(self.state.step, largest)
         self.state.step += 1
         seconds = time.perf_counter() - start
         if self.ranks is not None:

@@ -18,7 +18,6 @@ from ling.cli.train.data import Data, add_tokenizer, keep_tokenizer, open_data
 from ling.cli.train.display import Display
 from ling.cli.train.evaluate import Evaluation, summary
 from ling.cli.train.profile import Profile
-from ling.config.checks import needs_one_process
 from ling.config.recipe import Recipe
 from ling.distributed.process import Process, join_processes
 from ling.engine.bundled import bundled_directory
@@ -64,8 +63,6 @@ def run_training(recipe: Recipe, run: RunDirectory, *, resume: bool) -> None:
     # Which sharding does, on one rank as on many.
     rounds = recipe.train.compute_dtype != recipe.optim.weights
     with join_processes(_device(recipe), as_group=rounds) as process:
-        for what in needs_one_process(recipe) if process.world_size > 1 else ():
-            raise ConfigError(f"{what} is for one process, not {process.world_size}; use another {what.split()[0]}")
         layout = plan_layout(recipe.parallel, recipe.model, process.world_size, recipe.train.sequence_length)
         if recipe.finetune.data or recipe.data.files:
             at_once = layout.data_parallel * recipe.train.micro_batch_size

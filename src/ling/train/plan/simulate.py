@@ -175,7 +175,7 @@ class _Adam(torch.optim.Optimizer):
         """Make moments that are to be there before the first step."""
         for p in parameters:
             local = _local(p)
-            is_small = local.dim() < 2 or local.numel() < LEAST_ELEMENTS
+            is_small = p.dim() < 2 or p.numel() < LEAST_ELEMENTS  # of the whole parameter
             for key in ("exp_avg", "exp_avg_sq"):
                 self.state[p] |= _moment(key, local, 4 if is_small else self._moment_bytes)
 

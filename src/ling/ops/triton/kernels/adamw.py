@@ -94,13 +94,13 @@ def _write(moment, scale, value, bits, at, live, blocks, held, SQUARE: tl.conste
         tl.store(scale + blocks, step, held)
 
 
-@triton.jit(do_not_specialize=["key"])
+@triton.jit(do_not_specialize=["key", "offset"])
 def adamw(
-    weight, gradient, mean, mean_scale, square, square_scale, step, n, key, lr, decay, eps,
+    weight, gradient, mean, mean_scale, square, square_scale, step, n, key, offset, lr, decay, eps,
     BETA1: tl.constexpr, BETA2: tl.constexpr, LOG_BETA1: tl.constexpr, LOG_BETA2: tl.constexpr,
     STOCHASTIC: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """step () float32: updates done before this one."""
+    """step () float32: updates done before this one; offset: elements of the parameter before those at hand."""
     blocks = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     at = blocks[:, None] * 256 + tl.arange(0, 256)[None, :]
     live = at < n
@@ -114,7 +114,7 @@ def adamw(
     correction2 = tl.sqrt((1 - tl.exp(count * LOG_BETA2)).to(tl.float32))
     w -= lr * decay * w
     w -= (lr / correction1) * m / (tl.sqrt_rn(v) / correction2 + eps)
-    bits = _random_bits(at, key)
+    bits = _random_bits(at + offset, key)
     if weight.dtype.element_ty == tl.float32:
         tl.store(weight + at, w, live)
     else:
