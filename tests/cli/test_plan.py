@@ -103,3 +103,15 @@ def test_one_gpu_trains_all_of_ling_mini_by_a_recipe_and_lora_is_planned_only(li
         ling("plan", "--preset", "ling_mini", "--precision", "lora_fp8", "--gpu", "rtx4090", "--json").out
     )
     assert tree["planned_only"].startswith("The trainer has no LoRA yet")
+
+
+def test_layouts_that_training_refuses_with_small_states_are_not_proposed(ling) -> None:
+    arguments = ("plan", "--preset", "ling_mini", "--gpus", "8", "--top", "99", "--json")
+
+    def sizes(*more: str) -> set[tuple[int, int]]:
+        fitting = json.loads(ling(*arguments, *more).out)["fitting"]
+        return {(found["layout"]["tensor"], found["layout"]["pipeline"]) for found in fitting}
+
+    assert len(sizes()) > 1
+    assert sizes("optim.moments=fp8") == {(1, 1)}
+    assert sizes("--precision", "fp8") == {(1, 1)}

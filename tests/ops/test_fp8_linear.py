@@ -8,7 +8,7 @@ from ling.ops.backend import use_backend
 from ling.ops.fp8 import E5M2
 from ling.ops.fp8_experts import fp8_mix_experts
 from ling.ops.fp8_linear import Fp8Rule, fp8_linear
-from ling.ops.fp8_tensor import Fp8Tensor
+from ling.ops.fp8_tensor import Fp8Tensor, measure_loss
 from ling.ops.moe import mix_experts
 from ling.ops.router import count_experts
 from ling.ops.row_order import order_rows, pad_order
@@ -129,6 +129,25 @@ def test_the_grouped_products_of_torch_follow_the_reference(choice: str, rule: s
     for got, expected in zip(found["torch"], found["reference"], strict=True):
         # A sum in another order may fall on the other side of a rounding to FP8; of a few hundred sums few do.
         assert relative_error(got, expected) < 5e-3
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_experts_that_no_row_comes_to_are_watched_and_have_gradients_of_zero(rule: str) -> None:
+    """On a rank that holds a few of the experts, in a microbatch that chose others: all ranks measure the same."""
+    ids = torch.zeros(0, K_CHOSEN, dtype=torch.int64)
+    inputs, seen = experts(ids), []
+
+    def watch(name, values, codes) -> None:
+        seen.append((name, measure_loss(values, codes)))
+
+    y = fp8_mix_experts(inputs[0], ids, inputs[1], count_experts(ids, E), *inputs[2:], RULES[rule], watch)
+    found = gradients(y, torch.ones_like(y), *inputs)
+    assert [gradient.shape for gradient in found] == [t.shape for t in inputs]
+    assert not any(gradient.any() for gradient in found)
+    assert [name for name, _ in seen] == [
+        "input", "gate_up", "product", "down", "output gradient", "hidden gradient",
+    ]  # fmt: skip
+    assert all(bool(value.isfinite()) for _, loss in seen for value in loss)
 
 
 def test_experts_in_bfloat16_stay_in_bfloat16() -> None:

@@ -13,6 +13,7 @@ from ling.model import CausalLM
 from ling.optim import stored
 from ling.optim.build import build_optimizer, state_tensors
 from ling.optim.interchange import convert_, stored_as_wanted
+from ling.optim.moments import SCALE, Kind, format_of
 from ling.optim.muon import MuonRule
 from ling.optim.muon_adamw import MuonAdamW
 from ling.optim.sharding import through_full_matrix
@@ -225,6 +226,26 @@ def test_a_run_saved_with_one_goes_on_with_another(tmp_path: Path, change: str) 
     for parameter, state in fresh.state.items():
         if "step" in state and parameter.dim() > 1:
             assert state["step"] == 4
+
+
+def test_scales_in_one_row_as_checkpoints_once_had_them_are_read(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer(SMALL)
+    step(model, optimizer)
+    state = state_tensors(model, optimizer)
+    assert any(t.dim() == 2 and len(t) > 1 for name, t in state.items() if name.endswith("_scale"))
+    flat = {name: t.reshape(-1) if name.endswith("_scale") else t for name, t in state.items()}
+    save_dcp(tmp_path / "old", {**dict(model.named_parameters()), **flat}, {})
+    other, fresh = load(DcpSource(tmp_path / "old"), SMALL, updates=1)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        for kind, key in (("mean", "exp_avg"), ("square", "exp_avg_sq")):
+            values = [moment_values(o, p, key, kind) for o, p in ((optimizer, mine), (fresh, theirs))]
+            assert torch.equal(*values)
+
+
+def moment_values(optimizer: MuonAdamW, parameter: torch.Tensor, key: str, kind: Kind) -> torch.Tensor:
+    state = optimizer.state[parameter]
+    scale = state[key + SCALE].view(-1) if key + SCALE in state else None
+    return format_of(state[key].dtype, kind).decode(state[key].view(-1), scale)
 
 
 def test_a_float32_run_takes_the_masters_and_not_what_was_rounded_from_them(tmp_path: Path) -> None:

@@ -114,5 +114,5 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
 
 def _sum_pairs(rows: Tensor, slot_of_pair: Tensor, pairs: torch.Size, dtype: torch.dtype) -> Tensor:
     """Add up the k rows of each token in float32: (S, H) -> (N, H)."""
-    per_token = at_least_float32(rows.index_select(0, slot_of_pair)).view(*pairs, -1)
+    per_token = at_least_float32(rows.index_select(0, slot_of_pair)).view(*pairs, rows.shape[1])
     return per_token.sum(1).to(dtype)
