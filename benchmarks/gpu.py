@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_items, gpu_kernels, gpu_training
+from benchmarks import gpu_fp8_backends, gpu_items, gpu_kernels, gpu_training
 from benchmarks.results import save
 
 # Name, seconds it may take, what it does. The first judges all others; then what most claims rest on. What follows may
@@ -31,6 +31,7 @@ ITEMS: list[tuple[str, float, Callable[[], dict[str, Any]]]] = [
     ("train-one-gpu-ling-mini-mtp", 100, gpu_training.mini_with_mtp),
     ("prefill-ling-mini-bf16-2k", 60, gpu_items.prefill),
     ("kernels-experts-fp8-and-bf16", 40, gpu_kernels.experts),
+    ("kernels-fp8-products-by-back-end", 60, gpu_fp8_backends.products),
     ("train-one-gpu-llama31-8b", 60, gpu_training.llama),
     ("train-one-gpu-qwen3-8b", 60, gpu_training.qwen),
     ("train-step-ling-mini-4-layers-bf16", 60, gpu_items.train_step),

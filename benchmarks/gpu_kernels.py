@@ -93,23 +93,24 @@ def products_of_experts(per_expert: int, width: int, depth: int) -> dict[str, An
     w8, x8 = Fp8Tensor(*quantize_block.forward(weights), "block"), Fp8Tensor(*quantize_tile.forward(x), "tile")
     flops, bf16 = 2 * S * width * depth, ceilings()["bf16_matmul_tflops"]
     return {
-        "fp8": _rate(lambda: fp8_matmul.multiply(x8, w8, offsets, BF16), flops, fp8_ceiling()),
-        "bf16_torch": _rate(lambda: grouped_mm(x, weights.transpose(1, 2), offs=offsets), flops, bf16),
-        "weight_grad_of_codes": _rate(lambda: of_rows(dy, x8, offsets, BF16), flops, bf16),
-        "weight_grad_bf16_torch": _rate(lambda: grouped_mm(dy.t(), x, offs=offsets), flops, bf16),
+        "fp8": rate(lambda: fp8_matmul.multiply(x8, w8, offsets, BF16), flops, fp8_ceiling()),
+        "bf16_torch": rate(lambda: grouped_mm(x, weights.transpose(1, 2), offs=offsets), flops, bf16),
+        "weight_grad_of_codes": rate(lambda: of_rows(dy, x8, offsets, BF16), flops, bf16),
+        "weight_grad_bf16_torch": rate(lambda: grouped_mm(dy.t(), x, offs=offsets), flops, bf16),
     }
 
 
-def _rate(function: Callable[[], Any], flops: float, ceiling: float) -> dict[str, Any]:
+def rate(function: Callable[[], Any], flops: float, ceiling: float) -> dict[str, Any]:
+    """Return the time of one call, and its rate beside a ceiling in TFLOP per second; or what it died of."""
     try:
         seconds = device_seconds(function)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:500]}
-    rate = flops / seconds / 1e12
+    reached = flops / seconds / 1e12
     return {
         "us": round(seconds * 1e6, 1),
-        "tflops": round(rate, 1),
-        "percent_of_matmul": round(100 * rate / ceiling, 1),
+        "tflops": round(reached, 1),
+        "percent_of_matmul": round(100 * reached / ceiling, 1),
     }
 
 

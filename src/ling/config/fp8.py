@@ -22,6 +22,9 @@ class Fp8Config:
     """power_of_two: rounded, so that scaling is exact, as published; float32: the whole range of the codes is used."""
     weight_gradients: Literal["bfloat16", "fp8"] = "bfloat16"
     """Operands of weight gradients. fp8: kept rows are quantised a second time, in tiles of 128 tokens."""
+    backend: Literal["auto", "triton", "scaled_mm", "deep_gemm"] = "auto"
+    """What makes the products of y and dx. auto: our Triton kernels on a GPU. scaled_mm: torch's, of cuBLASLt, for
+    linear maps. deep_gemm: DeepGEMM (`sgl-deep-gemm`), experts too. Both need Hopper; not yet measured on a GPU."""
     measure_every: int = 100
     """Steps between measurements of what FP8 loses of each operand; 0: never, so that no layer leaves FP8."""
     max_underflow_percent: float = 5.0
@@ -38,6 +41,16 @@ class Fp8Config:
         for name in ("max_underflow_percent", "max_distortion_percent"):
             if not 0 < getattr(self, name) <= 100:
                 raise ConfigError(f"train.fp8.{name} must lie above 0 and not above 100, got {getattr(self, name)}")
+
+    @property
+    def row_multiple(self) -> int:
+        """Each expert's rows begin at a multiple of this."""
+        return row_multiple(fp8_weight_gradients=self.weight_gradients == "fp8", backend=self.backend)
+
+
+def row_multiple(*, fp8_weight_gradients: bool, backend: str) -> int:
+    """Return what each expert's rows begin at a multiple of: 16 bytes of codes, unless tiles of 128 rows are read."""
+    return 128 if fp8_weight_gradients or backend == "deep_gemm" else 16
 
 
 def read_choice(entry: str) -> tuple[str, str]:

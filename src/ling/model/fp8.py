@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ling.config.fp8 import Fp8Config, read_choice
 from ling.errors import CheckpointError, ConfigError
+from ling.log import log_once
 from ling.model.block import Block
 from ling.model.linear import Linear
 from ling.model.moe import SparseMoe
@@ -26,7 +27,9 @@ from ling.model.transformer import CausalLM
 from ling.ops.fp8 import E4M3, E5M2
 from ling.ops.fp8_experts import fp8_mix_experts
 from ling.ops.fp8_linear import Fp8Rule, Watch, fp8_linear
+from ling.ops.fp8_matmul import fp8_grouped_matmul
 from ling.ops.fp8_tensor import Fp8Tensor, RowsOf, measure_loss
+from ling.ops.fp8_trial import try_products
 from ling.ops.linear import Weight, linear
 from ling.ops.moe import mix_experts
 
@@ -99,7 +102,10 @@ class Fp8Layers:
     """The layers of one model that multiply in FP8."""
 
     def __init__(self, model: CausalLM, config: Fp8Config) -> None:
-        """Change how `model` multiplies; ConfigError if a pattern means none of its layers."""
+        """Change how `model` multiplies.
+
+        ConfigError if a pattern means none of its layers, or the back end does not multiply by their weights.
+        """
         self.config = config
         self.layers: list[Fp8Layer] = []
         found = {
@@ -112,7 +118,7 @@ class Fp8Layers:
             if choices[name] == "bfloat16":
                 continue
             kind = E5M2 if choices[name] == "e5m2" else E4M3
-            rule = Fp8Rule(kind, config.scales == "power_of_two", config.weight_gradients == "fp8")
+            rule = Fp8Rule(kind, config.scales == "power_of_two", config.weight_gradients == "fp8", config.backend)
             layer: Fp8Layer
             if isinstance(module, Linear):
                 layer = module.multiply = _Product(name, rule)
@@ -122,6 +128,8 @@ class Fp8Layers:
                 assert place.mix is None, f"how the experts of {name} multiply is settled: {place.mix}"
                 layer = place.mix = _Mix(name, rule)
             self.layers.append(layer)
+        if config.backend != "auto":
+            _try_backend({layer.name: found[layer.name] for layer in self.layers}, self.layers)
 
     def begin(self, step: int) -> None:
         """Measure during update `step`, counted from 0, if it is time."""
@@ -186,6 +194,27 @@ def choose(names: Iterable[str], config: Fp8Config) -> dict[str, str]:
             raise ConfigError(f"train.fp8.layers has {pattern!r}, but this model has no such layer; {hint}")
         chosen |= dict.fromkeys(meant, choice)
     return chosen
+
+
+def _try_backend(modules: Mapping[str, Linear | SparseMoe], layers: Iterable[Fp8Layer]) -> None:
+    """Multiply once by a weight of every size that layers have; ConfigError if their back end cannot."""
+    tried = set()
+    for layer in layers:
+        module = modules[layer.name]
+        weights = [module.weight] if isinstance(module, Linear) else list(module.experts.parameters())
+        grouped = isinstance(module, SparseMoe)
+        if grouped and layer.rule.backend not in fp8_grouped_matmul.backends:  # type: ignore[attr-defined]
+            log_once(logger, f"{layer.rule.backend} has no grouped products; those of experts keep the usual choice")
+            continue
+        for weight in weights:
+            M, K = weight.shape[-2:]
+            case = M, K, grouped, layer.rule
+            if case not in tried and (reason := try_products(layer.rule, (M, K), weight.device, grouped=grouped)):
+                raise ConfigError(
+                    f"train.fp8.backend {layer.rule.backend} is not for {layer.name}: {reason}; use auto, or put the "
+                    "layer in bfloat16 (train.fp8.layers)"
+                )
+            tried.add(case)
 
 
 def _layers_of(block: nn.Module) -> Iterable[tuple[str, Linear | SparseMoe]]:

@@ -9,8 +9,9 @@ Each public op is a function whose body is the reference. Twins with the same si
 The first twin that can run, and would, is taken, otherwise the reference; the choice is logged once. What a twin would
 rather not counts only while nothing is forced: it may depend on the number of rows.
 `use_backend("reference")` forces a name: a twin that cannot take the call then refuses aloud. Ops without a twin of
-that name keep their usual choice, so one name can be forced over a whole model. The back end `invariant` is never
-chosen, only forced: its results do not depend on what else is in the batch, which costs speed.
+that name keep their usual choice, so one name can be forced over a whole model. `on_backend` asks for a name in one
+call, as a layer does whose configuration has one. Never chosen, only asked for, are `invariant`, whose results do not
+depend on what else is in the batch, which costs speed, and the libraries `scaled_mm` and `deep_gemm`.
 
 Twins are imported where the op is defined, never inside a call, so that compiled graphs trace through the choice.
 The forced name is a plain global for the same reason: it belongs to the process, not to a thread.
@@ -31,8 +32,8 @@ from ling.log import log_once
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("reference", "torch", "triton", "cpu", "invariant")
-_ONLY_FORCED = "invariant"
+_ONLY_FORCED = ("invariant", "scaled_mm", "deep_gemm")
+BACKENDS = ("reference", "torch", "triton", "cpu", *_ONLY_FORCED)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,6 +57,25 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def on_backend(name: str, function: Callable[P, T]) -> Callable[P, T]:
+    """Return an op as it runs on the back end `name`, which refuses aloud what it cannot take.
+
+    It is the op as it was where that has no back end of the name, such as auto; and a back end of it that `use_backend`
+    forces comes first.
+    """
+    choosing: Any = function
+    if name not in choosing.backends:
+        return function
+
+    @wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if _forced in choosing.backends:
+            return function(*args, **kwargs)
+        return cast(T, choosing.run_on(name, args, kwargs))
+
+    return run
 
 
 def op(**twins: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -85,14 +105,14 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
                     raise
                 missing[backend] = f"{error.name} is not installed"
 
-        chosen_unasked = {backend: module for backend, module in modules.items() if backend != _ONLY_FORCED}
+        chosen_unasked = {backend: module for backend, module in modules.items() if backend not in _ONLY_FORCED}
 
         reluctant = [module for module in chosen_unasked.values() if hasattr(module, "rather_not")]
 
         @wraps(reference)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             if _forced is not None and (_forced == "reference" or _forced in twins):
-                return _run_forced(_forced, args, kwargs)
+                return run_on(_forced, args, kwargs)
             if _forced is not None and coarse:
                 return reference(*args, **kwargs)
             for backend, module in chosen_unasked.items():
@@ -104,7 +124,7 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
                 _say(f"{name}: not {backend}: {reason}")
             return reference(*args, **kwargs)
 
-        def _run_forced(backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        def run_on(backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
             if backend == "reference":
                 return reference(*args, **kwargs)
             reason = missing.get(backend) or modules[backend].why_not(*args, **kwargs)
@@ -115,6 +135,7 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
         for backend, reason in missing.items():
             _say(f"{name}: back end {backend} is off: {reason}")
         call.backends = ("reference", *twins)  # type: ignore[attr-defined]
+        call.run_on = run_on  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -15,16 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ling.ops.backend import op
-from ling.ops.fp8 import BLOCK, E4M3
+from ling.ops.fp8 import E4M3
 from ling.ops.fp8_linear import Fp8Rule, Watch
-from ling.ops.fp8_matmul import fp8_grouped_columns, fp8_grouped_matmul, fp8_grouped_weight_grad
+from ling.ops.fp8_matmul import fp8_grouped_columns, fp8_grouped_weight_grad
 from ling.ops.fp8_tensor import Fp8Tensor
 from ling.ops.precision import at_least_float32
 from ling.ops.row_order import order_rows, pad_order
 from ling.ops.torch.autograd import run
-
-ROW_MULTIPLE = 16
-"""Each expert's rows begin at a multiple of this; of 128 where weight gradients are in FP8."""
 
 
 @op(triton="ling.ops.triton.fp8_experts")
@@ -46,15 +43,14 @@ class _Fp8MixExperts(torch.autograd.Function):
         ctx: Any, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor,
         rule: Fp8Rule, watch: Watch | None,
     ) -> Tensor:  # fmt: skip
-        multiple = BLOCK if rule.fp8_weight_grad else ROW_MULTIPLE
-        order = pad_order(order_rows(ids, counts), ids, counts, multiple)
+        order = pad_order(order_rows(ids, counts), ids, counts, rule.row_multiple)
         tokens = rule.rows(x, watch, "input")
         rows = tokens.rows(order.pair_of_slot // ids.shape[1])
-        gate_up = fp8_grouped_matmul(rows, rule.weight(gate_up_proj, watch, "gate_up"), order.offsets, x.dtype)
+        gate_up = rule.multiply_groups(rows, rule.weight(gate_up_proj, watch, "gate_up"), order.offsets, x.dtype)
         gate_up.masked_fill_((order.pair_of_slot == ids.numel())[:, None], 0)  # rows of nobody are undefined
         product = swiglu(gate_up) * _pick(mix.flatten(), order.pair_of_slot)[:, None]
         weighted = rule.rows(product, watch, "product")
-        out = fp8_grouped_matmul(weighted, rule.weight(down_proj, watch, "down"), order.offsets, x.dtype)
+        out = rule.multiply_groups(weighted, rule.weight(down_proj, watch, "down"), order.offsets, x.dtype)
         ctx.save_for_backward(tokens.codes, tokens.scale, gate_up, mix, gate_up_proj, down_proj, *order)
         ctx.rule, ctx.watch, ctx.dtype = rule, watch, x.dtype
         return _sum_pairs(out, order.slot_of_pair, mix.shape, x.dtype)
@@ -70,7 +66,7 @@ class _Fp8MixExperts(torch.autograd.Function):
         product = swiglu(gate_up)
         dtokens = rule.rows(dy, ctx.watch, "output gradient", rule.gradient_kind)
         down = rule.weight(down_proj).transpose()
-        dweighted = fp8_grouped_matmul(dtokens.rows(token_of_slot), down, offsets, ctx.dtype)
+        dweighted = rule.multiply_groups(dtokens.rows(token_of_slot), down, offsets, ctx.dtype)
         dweighted = at_least_float32(dweighted).masked_fill(is_nobody, 0)
         ddown = dgate_up_proj = None
         if ctx.needs_input_grad[5]:
@@ -82,7 +78,7 @@ class _Fp8MixExperts(torch.autograd.Function):
             rows = Fp8Tensor(codes, scale, "tile").rows(token_of_slot)
             dgate_up_proj = _weight_grad(dgate_up, rows, offsets, rule, gate_up_proj.dtype)
         gradients = rule.rows(dgate_up, ctx.watch, "hidden gradient", rule.gradient_kind)
-        drows = fp8_grouped_matmul(gradients, rule.weight(gate_up_proj).transpose(), offsets, ctx.dtype)
+        drows = rule.multiply_groups(gradients, rule.weight(gate_up_proj).transpose(), offsets, ctx.dtype)
         dx = _sum_pairs(drows, slot_of_pair, mix.shape, ctx.dtype)
         return dx, None, dmix, None, dgate_up_proj, ddown, None, None
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ling.config.fp8 import row_multiple
+from ling.ops.backend import forced_backend, on_backend
 from ling.ops.fp8 import E4M3
-from ling.ops.fp8_matmul import columns_of, fp8_columns, fp8_matmul, fp8_weight_grad
+from ling.ops.fp8_matmul import columns_of, fp8_columns, fp8_grouped_matmul, fp8_matmul, fp8_weight_grad
 from ling.ops.fp8_tensor import Fp8Tensor, RowsOf
 from ling.ops.torch.autograd import run
 
@@ -22,7 +24,7 @@ Watch = Callable[[str, Tensor | RowsOf, Fp8Tensor], None]
 
 
 class Fp8Rule(NamedTuple):
-    """How operands are quantised."""
+    """How operands are quantised, and by what the products are made."""
 
     gradient_kind: torch.dtype = E4M3
     """Codes of output gradients; everything else is E4M3."""
@@ -30,6 +32,26 @@ class Fp8Rule(NamedTuple):
     """Whether scales are powers of two."""
     fp8_weight_grad: bool = False
     """Whether weight gradients have FP8 operands, too, in tiles of 128 rows; else bfloat16."""
+    backend: str = "auto"
+    """Back end of y and dx, where an op has one of that name; weight gradients keep the usual choice."""
+
+    @property
+    def row_multiple(self) -> int:
+        """Each expert's rows begin at a multiple of this."""
+        backend = "deep_gemm" if forced_backend() == "deep_gemm" else self.backend
+        return row_multiple(fp8_weight_gradients=self.fp8_weight_grad, backend=backend)
+
+    def multiply(self, rows: Fp8Tensor, weight: Fp8Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `fp8_matmul` of the back end."""
+        return on_backend(self._backend(rows), fp8_matmul)(rows, weight, dtype)
+
+    def multiply_groups(self, rows: Fp8Tensor, weights: Fp8Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return `fp8_grouped_matmul` of the back end; groups begin at multiples of `row_multiple`."""
+        return on_backend(self._backend(rows), fp8_grouped_matmul)(rows, weights, offsets, dtype)
+
+    def _backend(self, rows: Fp8Tensor) -> str:
+        """Return the one that was asked for, unless no rows came to a rank's experts, which some have nothing for."""
+        return self.backend if len(rows.codes) else "auto"
 
     def rows(self, x: Tensor, watch: Watch | None, name: str, kind: torch.dtype = E4M3) -> Fp8Tensor:
         """Quantise rows, and show them to `watch`."""
@@ -67,7 +89,7 @@ class _Fp8Linear(torch.autograd.Function):
         rows = rule.rows(x, watch, "input")
         ctx.save_for_backward(rows.codes, rows.scale, weight)
         ctx.rule, ctx.watch, ctx.dtype = rule, watch, x.dtype
-        return fp8_matmul(rows, rule.weight(weight, watch), x.dtype)
+        return rule.multiply(rows, rule.weight(weight, watch), x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -77,7 +99,7 @@ class _Fp8Linear(torch.autograd.Function):
         dx = dweight = None
         if ctx.needs_input_grad[0]:
             gradients = rule.rows(dy, ctx.watch, "gradient", rule.gradient_kind)
-            dx = fp8_matmul(gradients, rule.weight(weight).transpose(), ctx.dtype)
+            dx = rule.multiply(gradients, rule.weight(weight).transpose(), ctx.dtype)
         if ctx.needs_input_grad[1]:
             rows = Fp8Tensor(codes, scale, "tile")
             if rule.fp8_weight_grad:

@@ -17,13 +17,21 @@ from ling.ops.backend import op
 from ling.ops.fp8_tensor import Fp8Tensor, bfloat16_values
 
 
-@op(triton="ling.ops.triton.fp8_matmul")
+@op(
+    triton="ling.ops.triton.fp8_matmul",
+    scaled_mm="ling.ops.scaled_mm.fp8_matmul",
+    deep_gemm="ling.ops.deep_gemm.fp8_matmul",
+)
 def fp8_matmul(rows: Fp8Tensor, weight: Fp8Tensor, dtype: torch.dtype) -> Tensor:
     """Multiply rows (N, K), tiles, by a weight (M, K), blocks: (N, M) in `dtype`, rounded once."""
     return (rows.dequantize(torch.float32) @ weight.dequantize(torch.float32).T).to(dtype)
 
 
-@op(triton="ling.ops.triton.fp8_grouped_matmul", torch="ling.ops.torch.fp8_grouped_matmul")
+@op(
+    triton="ling.ops.triton.fp8_grouped_matmul",
+    torch="ling.ops.torch.fp8_grouped_matmul",
+    deep_gemm="ling.ops.deep_gemm.fp8_grouped_matmul",
+)
 def fp8_grouped_matmul(rows: Fp8Tensor, weights: Fp8Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor:
     """Multiply each group of rows by the weight of its expert.
 

@@ -166,7 +166,7 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
         router += 4 * N * H  # the router's input in float32
     if layout.expert > 1 and precision.fp8_gemm and precision.sharded == "all":
         # As below, but each of a token's rows is one of its own here, and where rows came from and what is there.
-        S = R + 15 * E / layout.expert
+        S = R + (precision.row_multiple - 1) * E / layout.expert
         rows = R * (code * H + 4 + 2 * INDEX) + S * b * 2 * F + INDEX * (S + R)
         rows += N * rank_visits(model, layout.expert) * (INDEX + k)
         forward = S * (code * (H + F) + b * H) + R * 2 * b * H
@@ -178,7 +178,7 @@ def _sparse(model: ModelConfig, N: int, work: Workload, layout: Layout, precisio
         forward = R * (b * 2 * H + 4 * H)
         backward, first = R * (b * (2 * H + 4 * F) + 4 * H), R * 8 * H
     elif precision.fp8_gemm and precision.sharded == "all":
-        S = R + 15 * E  # experts' rows begin at multiples of 16 (ling.ops.fp8_experts), for the worst counts
+        S = R + (precision.row_multiple - 1) * E  # for the worst counts
         rows = N * code * H + S * b * 2 * F + INDEX * (S + R)  # codes of tokens, gate and up, both orders
         forward = S * (code * (H + F) + b * H) + N * b * H  # gathered rows, product, output
         first = S * (code * H + b * F) + N * code * H  # output gradients as codes, gradient of the product

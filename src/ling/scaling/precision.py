@@ -31,6 +31,8 @@ class Precision:
     chunked_loss: bool
     """Whether the loss is computed in chunks of rows, so that no logits of all tokens exist."""
     fp8_gemm: bool = False
+    row_multiple: int = 16
+    """At which each expert's rows begin where products are in FP8 (`ling.config.fp8.row_multiple`)."""
     measuring: float = 0
     """Bytes that comparing an FP8 operand with its codes is given at most."""
     adapter_rank: int = 0
@@ -75,6 +77,11 @@ def with_states(precision: Precision, weights: str, moments: str, *, master: boo
 def with_measuring(precision: Precision) -> Precision:
     """Return what is held where FP8's losses are measured (`train.fp8.measure_every`), a piece at a time."""
     return dataclasses.replace(precision, measuring=_MEASURED_BYTES * MEASURED_ELEMENTS)
+
+
+def with_row_multiple(precision: Precision, multiple: int) -> Precision:
+    """Return what is held where each expert's rows begin at this multiple (`train.fp8`)."""
+    return dataclasses.replace(precision, row_multiple=multiple)
 
 
 def with_release(precision: Precision) -> Precision:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.ops import fp8_contracts
 from tests.ops.kernels.comparing import draw, here, same_bytes, tolerance
 from torch import Tensor
 
@@ -138,3 +139,20 @@ def test_an_fp8_linear_map_and_its_gradients_are_those_of_the_reference() -> Non
             results.append((y.detach(), *torch.autograd.grad(y, [x, weight], draw(2, 5, 48))))
     for got, expected in zip(*results, strict=True):
         assert_close(got, expected, tolerance(torch.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there the library itself is asked (tests/gpu)")
+def test_experts_of_fused_kernels_multiply_by_a_library_what_they_do_by_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, E, H, F = here(ROUTES["a few"]), 4, 128, 128
+    inputs = [draw(0, 5, H), draw(1, 5, 2).abs(), draw(2, E, 2 * F, H) / 11, draw(3, E, H, F) / 11, draw(4, 5, H)]
+    x, mix, gate_up, down, dy = (t if i == 1 else t.bfloat16() for i, t in enumerate(inputs))
+    fp8_contracts.install(monkeypatch)
+    results = []
+    for rule in (Fp8Rule(backend="deep_gemm"), Fp8Rule()):
+        wanted = [t.clone().requires_grad_() for t in (x, mix, gate_up, down)]
+        y = fp8_mix_experts(wanted[0], ids, wanted[1], count_experts(ids, E), *wanted[2:], rule)
+        results.append((y.detach(), *torch.autograd.grad(y, wanted, dy)))
+        assert len(fp8_contracts.CALLS) == 4  # two products forward, two backward
+    for name, got, expected in zip(("y", "dx", "dmix", "dgate_up", "ddown"), *results, strict=True):
+        assert_close(got, expected, Tolerance(1e-6, 2**-6, "a code on an edge may fall to either side"), name)

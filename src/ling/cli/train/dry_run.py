@@ -11,7 +11,7 @@ from ling.scaling.flops import count_flops
 from ling.scaling.layout import Layout, plan_layout, stage_layers
 from ling.scaling.memory import plan_memory
 from ling.scaling.parameters import count_parameters
-from ling.scaling.precision import PRECISIONS, with_measuring, with_muon, with_release, with_states
+from ling.scaling.precision import PRECISIONS, with_measuring, with_muon, with_release, with_row_multiple, with_states
 
 _MOST_RANKS = 16
 """Listed one by one."""
@@ -31,6 +31,7 @@ def describe(recipe: Recipe, directory: Path) -> str:
         held = with_muon(held, recipe.optim.muon.chunk_mib)
     if recipe.optim.in_backward:
         held = with_release(held)
+    held = with_row_multiple(held, train.fp8.row_multiple)
     if train.precision == "fp8" and train.fp8.measure_every:
         held = with_measuring(held)
     memory = plan_memory(recipe.model, layout, work, held)

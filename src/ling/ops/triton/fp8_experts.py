@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ling.ops import fp8_experts
 from ling.ops.fp8_linear import Fp8Rule, Watch
-from ling.ops.fp8_matmul import fp8_grouped_matmul, fp8_grouped_weight_grad
+from ling.ops.fp8_matmul import fp8_grouped_weight_grad
 from ling.ops.fp8_tensor import Fp8Tensor
 from ling.ops.row_order import PaddedOrder
 from ling.ops.torch.autograd import run
@@ -47,17 +47,17 @@ class _Fp8MixExperts(torch.autograd.Function):
         ctx: Any, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Tensor, down_proj: Tensor,
         rule: Fp8Rule, watch: Watch | None,
     ) -> Tensor:  # fmt: skip
-        order, k = rows.order_pairs(ids, counts, fp8_experts.ROW_MULTIPLE), ids.shape[1]
+        order, k = rows.order_pairs(ids, counts, rule.row_multiple), ids.shape[1]
         tokens = rule.rows(x, watch, "input")
         gathered = rows.gather_fp8(tokens, order, k)
-        gate_up = fp8_grouped_matmul(gathered, rule.weight(gate_up_proj, watch, "gate_up"), order.offsets, x.dtype)
+        gate_up = rule.multiply_groups(gathered, rule.weight(gate_up_proj, watch, "gate_up"), order.offsets, x.dtype)
         weights = rows.mix_of_slot(mix.float(), order)
         if watch is not None:
             _clear_rows_of_nobody(gate_up, order, mix.numel())
         weighted = swiglu_fp8(gate_up, weights, power_of_two=rule.power_of_two)
         if watch is not None:
             watch("product", lambda a, b: fp8_experts.swiglu(gate_up[a:b]).mul_(weights[a:b, None]), weighted)
-        out = fp8_grouped_matmul(weighted, rule.weight(down_proj, watch, "down"), order.offsets, x.dtype)
+        out = rule.multiply_groups(weighted, rule.weight(down_proj, watch, "down"), order.offsets, x.dtype)
         ctx.save_for_backward(tokens.codes, tokens.scale, gate_up, mix, gate_up_proj, down_proj, *order)
         ctx.rule, ctx.watch, ctx.dtype = rule, watch, x.dtype
         return rows.combine(out, order, k, None, x.dtype)
@@ -70,7 +70,7 @@ class _Fp8MixExperts(torch.autograd.Function):
         order, k = PaddedOrder(*order_parts), mix.shape[1]
         weights = rows.mix_of_slot(mix.float(), order)
         dtokens = rows.gather_fp8(rule.rows(dy, ctx.watch, "output gradient", rule.gradient_kind), order, k)
-        dweighted = fp8_grouped_matmul(dtokens, rule.weight(down_proj).transpose(), order.offsets, ctx.dtype)
+        dweighted = rule.multiply_groups(dtokens, rule.weight(down_proj).transpose(), order.offsets, ctx.dtype)
         del dtokens
         ddown = dgate_up_proj = None
         if ctx.needs_input_grad[5]:
@@ -87,7 +87,7 @@ class _Fp8MixExperts(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             gathered = rows.gather_fp8(Fp8Tensor(codes, scale, "tile"), order, k)
             dgate_up_proj = fp8_grouped_weight_grad(dgate_up, gathered, order.offsets, gate_up_proj.dtype)
-        drows = fp8_grouped_matmul(gradients, rule.weight(gate_up_proj).transpose(), order.offsets, ctx.dtype)
+        drows = rule.multiply_groups(gradients, rule.weight(gate_up_proj).transpose(), order.offsets, ctx.dtype)
         dx = rows.combine(drows, order, k, None, ctx.dtype)
         dmix_of_pair = dmix.index_select(0, order.slot_of_pair).view(mix.shape).to(mix.dtype)
         return dx, None, dmix_of_pair, None, dgate_up_proj, ddown, None, None
