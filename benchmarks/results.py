@@ -46,12 +46,18 @@ def save(item: str, numbers: dict[str, Any], out: Path = HERE) -> Path:
     record = {
         "item": item,
         "when": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": command(),
         "machine": describe_machine(),
         "numbers": numbers,
     }
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def command() -> str:
+    """Return what runs this again. Where somebody's directories lie is nobody else's business: they become DIR."""
+    words = [re.sub(r"(?<![^=])[/~].*", "DIR", word) for word in sys.argv[1:]]
+    return " ".join(["python", "-m", _module(), *words])
 
 
 def _module() -> str:

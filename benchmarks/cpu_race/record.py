@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_race.figures import lines
-from benchmarks.results import HERE, save
+from benchmarks.results import HERE, command, save
 
 
 class Record:
@@ -23,7 +23,8 @@ class Record:
 
     def keep(self, key: str, found: dict[str, Any]) -> None:
         """Put a part's figures in the place of older ones, print and save them."""
-        self.numbers[key] = {"when": datetime.now().astimezone().isoformat(timespec="seconds")} | found
+        when = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.numbers[key] = {"when": when, "command": command()} | found
         print("\n".join(lines(key, found) or [f"{key}: {found}"]), flush=True)
         self.path = save(self._item, self.numbers, self._out)
 

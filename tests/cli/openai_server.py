@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +16,8 @@ NOT_HTTP = {"html": b"<html>hello</html>", "list": b"[1, 2]", "deep": b"[" * 100
 
 @contextmanager
 def serve(llm: LLM, manner: str) -> Iterator[str]:
-    """Serve `llm` and yield the address."""
+    """Serve `llm` and yield the address. Nothing of it goes on behind the `with`: `llm` serves one thread at a time."""
+    closing = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -29,7 +29,7 @@ def serve(llm: LLM, manner: str) -> Iterator[str]:
             if manner == "hang up":
                 return self.connection.close()
             if manner == "hang":
-                time.sleep(1.5)
+                return None if closing.wait(60) else self._answer(200, {})
             if manner == "cut":
                 self.send_response(200)
                 self.send_header("Content-Length", "100")
@@ -59,11 +59,13 @@ def serve(llm: LLM, manner: str) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # so that closing waits for them
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        closing.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -43,11 +43,17 @@ def stream_from(manner: str = "plain") -> Iterator[Streaming]:
                 number = len(told.asked)
                 told.at_once += 1
                 told.most_at_once = max(told.most_at_once, told.at_once)
+                self.is_counted = True
             try:
                 self._answer(body, number)
             finally:
-                with told.lock:
-                    told.at_once -= 1
+                self._leave()
+
+        def _leave(self) -> None:
+            """Count no more: before the last of an answer is sent, behind which the client may ask again at once."""
+            with told.lock:
+                told.at_once -= self.is_counted
+                self.is_counted = False
 
         def _answer(self, body: dict[str, Any], number: int) -> None:
             ids = isinstance(body.get("prompt"), list)
@@ -69,6 +75,8 @@ def stream_from(manner: str = "plain") -> Iterator[Streaming]:
             self.end_headers()
             for event in events:
                 time.sleep(PIECE_SECONDS if b"x" in event else 0)
+                if event is events[-1]:
+                    self._leave()
                 self.wfile.write(event if manner == "sized" else b"%x\r\n%b\r\n" % (len(event), event))
             if manner != "sized":
                 self.wfile.write(b"0\r\n\r\n")

@@ -27,8 +27,7 @@ from ling.ops.linear import Weight
 from ling.ops.moe import MoeWeights
 from ling.ops.rope import Rope
 
-_EMBEDDINGS = {torch.float32: 0, torch.bfloat16: 2}
-"""Kinds in kernels.h."""
+_EMBEDDINGS = (torch.float32, torch.bfloat16)
 _NO_LIMIT = 2**62
 _PRODUCTS_OF_CALLS = 2**25
 """What torch computes faster in a layer before its many calls have paid for themselves."""
@@ -71,7 +70,7 @@ class Stack:
         self._stack = CStack(
             *((0, 0, lib.CMatrix()) if join is None else describe_join(join, H)),
             ctypes.addressof(self._layers), len(layers), H, final_norm.data_ptr(), eps,
-            embedding.data_ptr(), len(embedding), _EMBEDDINGS[embedding.dtype],
+            embedding.data_ptr(), len(embedding), paged_attention.KINDS[embedding.dtype],
             rope.cos.data_ptr(), rope.sin.data_ptr(), positions, 2 * half, 0 if join is None else 1,
         )  # fmt: skip
         self._address = ctypes.addressof(self._stack)
