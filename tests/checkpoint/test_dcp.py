@@ -66,7 +66,10 @@ def test_conversion_to_float32_loses_nothing(saved: Path, model: CausalLM, tmp_p
     assert seen[-1][0] == seen[-1][1] == len(seen)
 
 
-@pytest.mark.parametrize(("flag", "dtype"), [("--force-bf16", "bfloat16"), ("--force-fp8", "float8_e4m3fn")])
+@pytest.mark.parametrize(
+    ("flag", "dtype"),
+    [pytest.param("--force-bf16", "bfloat16", marks=pytest.mark.slow), ("--force-fp8", "float8_e4m3fn")],
+)
 def test_the_published_command_line(saved: Path, tmp_path: Path, flag: str, dtype: str) -> None:
     script = Path(__file__).parents[2] / "tools/convert_dcp_to_safe_tensors.py"
     paths = ["--checkpoint-path", str(saved), "--target-path", str(tmp_path / "deep/down/hf")]

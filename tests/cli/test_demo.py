@@ -28,6 +28,7 @@ from ling.train.files import read_metrics
 SETTINGS = [
     "model.vocab_size=512", "model.pad_token_id=506", "model.eos_token_id=[506,509]", "train.steps=10",
     "train.tokens_per_step=512", "train.checkpoint_every=2", "train.average_every=2", "train.average_last=2",
+    "data.heldout_percent=0.3",
 ]  # fmt: skip
 
 

@@ -70,6 +70,7 @@ def test_it_still_answers_what_was_recorded(llm: LLM, provenance: dict) -> None:
     assert correct >= 0.9 * sum(GATED_PROMPTS.values())
 
 
+@pytest.mark.slow
 def test_it_reads_held_out_books_better_than_order_3_bytes(llm: LLM, provenance: dict) -> None:
     training, heldout = split_books(provenance["recipe"]["data"]["heldout_percent"])
     window = provenance["recipe"]["data"]["max_document_tokens"]

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -22,29 +23,38 @@ NORMS = {"rtol": 1e-6, "atol": 0.0}
 GRADIENTS = {"rtol": 0.0, "atol": 1e-7}
 """Their global norm is above 1 before it is clipped to 0.5."""
 WEIGHTS = {"rtol": 0.0, "atol": 1e-5}
-"""After five updates of size 1e-2."""
+"""After three updates of size 1e-2."""
+
+
+COVERED = [(0, 3), *itertools.combinations(range(1, 5), 2)]
+"""Columns whose pairs of values the quick choice holds all of: any two settings, and a layout packed or not."""
 
 
 def covering(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Choose rows so that each pair of values that some row has, some chosen row has: greedily, the same every time."""
+    """Choose rows so that each covered pair that some row has, some chosen row has: greedily, the same every time.
+
+    Of rows that cover as many, the one whose values were chosen least.
+    """
 
     def pairs(row: tuple[Any, ...]) -> set[tuple[Any, ...]]:
-        return {(i, row[i], j, row[j]) for i, j in itertools.combinations(range(len(row)), 2)}
+        return {(i, row[i], j, row[j]) for i, j in COVERED}
 
     missing, chosen = set().union(*map(pairs, rows)), []
+    times: Counter[tuple[int, Any]] = Counter()
     while missing:
-        best = max(rows, key=lambda row: len(pairs(row) & missing))
+        best = max(rows, key=lambda row: (len(pairs(row) & missing), -sum(times[place] for place in enumerate(row))))
         chosen.append(best)
         missing -= pairs(best)
+        times.update(enumerate(best))
     return chosen
 
 
 PAIRWISE = covering([row for row in PRODUCT if row[0] in QUICK_LAYOUTS])
 
 
-def test_the_quick_choice_holds_every_pair_of_values() -> None:
+def test_the_quick_choice_holds_every_layout_and_every_pair_of_settings() -> None:
     values = (QUICK_LAYOUTS, RECOMPUTE, PIECES, PACKED, MTP_DEPTHS)
-    for i, j in itertools.combinations(range(len(values)), 2):
+    for i, j in COVERED:
         assert {(row[i], row[j]) for row in PAIRWISE} == set(itertools.product(values[i], values[j]))
 
 

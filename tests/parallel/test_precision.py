@@ -10,7 +10,10 @@ TASKS = "tests.parallel.parity"
 ARGUMENTS = ("none", 2, True, 1, None, ())
 
 
-@pytest.mark.parametrize("layout", ["fsdp2", "ep4", "tp2", "pp2xcp2", "hsdp2xtp2"])
+@pytest.mark.parametrize(
+    "layout",
+    ["fsdp2", "ep4", "pp2xcp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tp2", "hsdp2xtp2"))],
+)
 def test_layouts_in_bfloat16_train_as_one_rank_does_within_its_rounding(ranks: RankPool, layout: str) -> None:
     one = join_stages(ranks.run(f"{TASKS}:train_and_keep_stages", 1, "one", *ARGUMENTS, "bfloat16"))
     got = join_stages(ranks.run(f"{TASKS}:train_and_keep_stages", LAYOUTS[layout][0], layout, *ARGUMENTS, "bfloat16"))

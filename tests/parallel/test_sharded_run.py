@@ -17,7 +17,7 @@ FSDP2_TP2 = (4, {"tensor": 2})
 PP2_EP2 = (4, {"pipeline": 2, "expert": 2})
 
 
-@pytest.mark.parametrize("method", ["adamw", "muon"])
+@pytest.mark.parametrize("method", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_a_run_goes_on_in_other_layouts_with_the_same_state_and_the_same_losses(
     ranks: RankPool, tmp_path: Path, method: str
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_class_that_is_registered_already_is_left_alone() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_transformers_that_lacks_what_we_need_is_still_usable() -> None:
     done = run(
         "import logging, sys; logging.basicConfig(); sys.modules['ling.compat.hf.modeling'] = None\n"
