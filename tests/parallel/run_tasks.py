@@ -85,15 +85,15 @@ def run(directory: str, ranks: int, sizes: dict[str, int], method: str, stop_aft
 
 
 def run_measured(
-    directory: str, ranks: int, sizes: dict[str, int], method: str
+    directory: str, ranks: int, sizes: dict[str, int], method: str, steps: int = 2
 ) -> tuple[list[float], list[dict[str, Any]], set[str]]:
-    """Do three steps in FP8; return the losses, what each measurement found, and the operands that were quantised."""
+    """Do some steps in FP8; return the losses, what each measurement found, and the operands that were quantised."""
     training = begin(directory, ranks, sizes, method)
     assert training.fp8 is not None
     operands: set[str] = set()
     for layer in training.fp8.layers:
         layer._note = partial(_note, operands, layer, layer._note)  # type: ignore[method-assign]
-    reports = list(islice(training.run(), 3))
+    reports = list(islice(training.run(), steps))
     found = [report.fp8._asdict() for report in reports if report.fp8 is not None]
     return [report.loss for report in reports], found, operands
 

@@ -3,8 +3,7 @@
 Without groups for Muon it is `torch.optim.AdamW(fused=True)` to the bit. It does more in three respects: parameters of
 lower precision may keep a float32 master, or else are rounded stochastically; moments may be kept in one byte each; and
 the padding row of an embedding, which has no gradient, does not decay. Parameters may be sharded, each in its own way:
-what is done element by element is done to this rank's part. Codes and scales are those of the whole parameter, and so
-is the noise, so that any number of ranks come to the bits of one process from the same gradients.
+what is done element by element is done to this rank's part, with the blocks and the noise of the whole parameter.
 
 State of a parameter: `step`, `exp_avg`, `exp_avg_sq` (AdamW) or `momentum` (Muon), `exp_avg_scale` and the like where
 a moment is codes, and `master` where there is one. It is there from the beginning, so that a checkpoint can be read
@@ -165,14 +164,13 @@ class MuonAdamW(torch.optim.Optimizer):
         is_plain = self._is_float32(parameter, "momentum")
         is_whole = has_whole_matrices(parameter)
         target, gradient, momentum = map(local, tensors) if is_whole or not is_plain else tensors
-        numbers = {"lr": group["lr"], "decay": group["weight_decay"]}
+        parts, numbers = self._parts[parameter], {"lr": group["lr"], "decay": group["weight_decay"]}
         if is_plain:
-            self._rule.step_(target, gradient, momentum, self._parts[parameter], **numbers)
-            return
+            return self._rule.step_(target, gradient, momentum, parts, **numbers)
         noise, full = self._noise(parameter), self._rule.full_matrix
         rule = self._rule if is_whole else replace(self._rule, full_matrix=of_parts(full, parameter))
         rule.step_(
-            target, gradient, momentum, self._parts[parameter], **numbers, weights=self._weights(target, noise),
+            target, gradient, momentum, parts, **numbers, weights=self._weights(target, noise),
             moments=self._moment(parameter, "momentum", momentum.shape, noise),
         )  # fmt: skip
 
@@ -206,16 +204,8 @@ class MuonAdamW(torch.optim.Optimizer):
             self._optim.weight_rounding == "stochastic",
         )  # fmt: skip
         target = local(state.get("master", parameter.detach())).view(-1)
-        adamw_(
-            target,
-            local(gradient).reshape(-1),
-            mean,
-            square,
-            state["step"],
-            self._key(parameter),
-            rule,
-            first_element(parameter),
-        )
+        key, offset = self._key(parameter), first_element(parameter)
+        adamw_(target, local(gradient).reshape(-1), mean, square, state["step"], key, rule, offset)
         state["step"] += 1
 
     def _is_float32(self, parameter: Tensor, key: str) -> bool:

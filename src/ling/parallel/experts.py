@@ -47,7 +47,7 @@ class ExpertParallel:
         self.experts_per_rank = num_experts // group.size()
         assert self.experts_per_rank * group.size() == num_experts, (num_experts, group.size())
         self.mix: MixExperts | None = None
-        """What sends rows through experts that are both here, each row to one; None: `apply_experts`."""
+        """How experts that are here multiply rows that are here, each row by one of them; None: `apply_experts`."""
 
     def __call__(
         self, x: Tensor, ids: Tensor, mix: Tensor, counts: Tensor, gate_up_proj: Weight, down_proj: Weight

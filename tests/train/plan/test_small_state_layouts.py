@@ -23,6 +23,7 @@ def bytes_of_moments(optim: OptimConfig) -> int:
     return sum(t.nbytes for state in optimizer.state.values() for key, t in state.items() if key != "step")
 
 
+@pytest.mark.slow
 def test_each_of_four_ranks_holds_a_quarter_of_the_moments_and_small_is_what_is_small_as_a_whole() -> None:
     whole = bytes_of_moments(OptimConfig(moments="fp8"))
     precision = with_states(PRECISIONS["float32"], "float32", "fp8")
