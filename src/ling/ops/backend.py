@@ -107,8 +107,6 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
 
         chosen_unasked = {backend: module for backend, module in modules.items() if backend not in _ONLY_FORCED}
 
-        reluctant = [module for module in chosen_unasked.values() if hasattr(module, "rather_not")]
-
         @wraps(reference)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             if _forced is not None and (_forced == "reference" or _forced in twins):
@@ -117,7 +115,8 @@ def _op(twins: dict[str, str], *, coarse: bool) -> Callable[[Callable[P, T]], Ca
                 return reference(*args, **kwargs)
             for backend, module in chosen_unasked.items():
                 reason = module.why_not(*args, **kwargs)
-                if reason is None and _forced is None and module in reluctant:
+                # Asked now: when the op was made, its module may have been half there.
+                if reason is None and _forced is None and hasattr(module, "rather_not"):
                     reason = module.rather_not(*args, **kwargs)
                 if reason is None:
                     return cast(T, module.forward(*args, **kwargs))
