@@ -17,6 +17,7 @@ from ling.optim.moments import SCALE, Kind, format_of
 from ling.optim.muon import MuonRule
 from ling.optim.muon_adamw import MuonAdamW
 from ling.optim.sharding import through_full_matrix
+from ling.parallel.pipeline import Elsewhere
 from ling.testing.models import tiny_model
 
 SMALL = OptimConfig(lr=1e-2, weights="bfloat16", moments="fp8")
@@ -254,6 +255,16 @@ def test_a_float32_run_takes_the_masters_and_not_what_was_rounded_from_them(tmp_
     other, _ = load(save(tmp_path / "at_1", model, optimizer), OptimConfig(lr=1e-2), updates=1)
     assert torch.equal(other.lm_head.weight, optimizer.state[model.lm_head.weight]["master"])
     assert not torch.equal(other.lm_head.weight, model.lm_head.weight.float())
+
+
+def test_a_stage_takes_the_masters_of_its_own_layers(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer(CHANGES["masters to none"][0])
+    step(model, optimizer)
+    source = save(tmp_path / "at_1", model, optimizer)
+    stage = tiny_model()
+    stage.model.layers[0] = Elsewhere(torch.device("cpu"))
+    convert_(stage, build_optimizer(stage, OptimConfig(lr=1e-2)), source)
+    assert torch.equal(stage.lm_head.weight, optimizer.state[model.lm_head.weight]["master"])
 
 
 def test_no_piece_of_an_update_is_larger_than_sixteen_million_elements() -> None:

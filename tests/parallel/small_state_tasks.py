@@ -28,6 +28,7 @@ from ling.testing.models import tiny_config, tiny_model
 UNEVEN: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "experts": ((5, 32, 32), (32,)),
     "one expert": ((1, 96, 64), (48, 48)),
+    "one row": ((1, 4096), (1,)),
     "wide": ((7, 768), (7,)),
     "narrow": ((71, 64), (71,)),
 }

@@ -60,10 +60,11 @@ def convert_(model: CausalLM, optimizer: MuonAdamW, source: Source) -> None:
         target.copy_(codes.view(target.shape))
         if scale is not None:
             local(wanted[name + SCALE]).view(-1)[: len(scale)].copy_(scale)
-    for name in source.tensors:  # a master says more than the weight that was rounded from it
-        if name.startswith("optim/") and name.endswith("/" + _MASTER) and name not in wanted:
-            parameter = _parameter(model, name).detach()
-            local(parameter).copy_(part_of(source.read(name, tuple(parameter.shape)), parameter))
+    for owner, parameter in model.named_parameters():  # a master says more than the weight that was rounded from it
+        name = f"optim/{owner}/{_MASTER}"
+        if name in source.tensors and name not in wanted:
+            here = parameter.detach()
+            local(here).copy_(part_of(source.read(name, tuple(here.shape)), here))
 
 
 def _decoded(source: Source, name: str, shape: torch.Size) -> Tensor:

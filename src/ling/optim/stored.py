@@ -52,7 +52,8 @@ class Noise:
 
     def __init__(self, key: int, device: torch.device, offset: int = 0) -> None:
         self._key, self._device, self._offset = key, device, offset
-        self._range, self._bits = (0, 0), torch.empty(0)
+        self._range: tuple[int, int] | None = None  # that `_bits` are of; a part of no elements has a range, too
+        self._bits = torch.empty(0)
 
     def lane(self, first: int, end: int, index: int) -> Tensor:
         """Return 16 bits for each of the elements of this part from `first` to before `end`."""
