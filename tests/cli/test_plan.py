@@ -115,3 +115,21 @@ def test_layouts_that_training_refuses_with_small_states_are_not_proposed(ling) 
     assert len(sizes()) > 1
     assert sizes("optim.moments=fp8") == {(1, 1)}
     assert sizes("--precision", "fp8") == {(1, 1)}
+
+
+def test_what_training_in_fp8_refuses_is_neither_proposed_nor_planned(ling) -> None:
+    arguments = ("plan", "--preset", "ling_mini", "--gpus", "4", "--precision", "fp8", "--json")
+    found = json.loads(ling(*arguments, "--top", "99").out)["fitting"]
+    assert {one["layout"]["recompute"] for one in found} == {"full"}, "selective would fit, and is faster"
+    refused = ling(*arguments, "parallel.tensor=2")
+    assert refused.code == 2
+    assert "train.precision fp8 does without tensor and pipeline ranks, but parallel.tensor is 2" in refused.err
+
+
+def test_the_room_that_a_library_wants_between_experts_is_planned(ling) -> None:
+    arguments = ("plan", "--preset", "ling_mini", "--gpus", "8", "--precision", "fp8", "parallel.expert=1", "--json")
+    auto, library = (
+        json.loads(ling(*arguments, f"train.fp8.backend={backend}").out)["fitting"][0]["peak_bytes"]["total"]
+        for backend in ("auto", "deep_gemm")
+    )
+    assert library > auto + 2**26

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ling.train.plan.simulate import Simulation
 
 PrecisionName = Literal["float32", "bfloat16", "fp8", "lora_fp8", "megatron_bf16", "megatron_fp8"]
+_TRAINED = ("float32", "bfloat16", "fp8")
+"""Those of `train.precision`."""
 
 
 def plan(
@@ -56,10 +58,20 @@ def plan(
         return
     from ling.config.checks import without_pieces
     from ling.config.recipe import given_keys, load_recipe
-    from ling.scaling.precision import PRECISIONS, with_measuring, with_muon, with_release, with_states
+    from ling.scaling.layout import RECOMPUTE
+    from ling.scaling.precision import (
+        PRECISIONS,
+        with_measuring,
+        with_muon,
+        with_release,
+        with_row_multiple,
+        with_states,
+    )
     from ling.scaling.search import Request, search
 
-    resolved = load_recipe(preset_name=preset, file=recipe, overrides=overrides or [])
+    # A precision that is trained in is laid over the recipe, so that what training would refuse with it is refused.
+    trained = [f"train.precision={precision}"] if precision in _TRAINED else []
+    resolved = load_recipe(preset_name=preset, file=recipe, overrides=[*(overrides or []), *trained])
     given = given_keys(file=recipe, overrides=overrides or [])
     model, device = resolved.model, _device(gpu)
 
@@ -78,8 +90,9 @@ def plan(
         held = with_release(held)
     if name == "fp8" and resolved.train.fp8.measure_every:
         held = with_measuring(held)
+    held = with_row_multiple(held, resolved.train.fp8.row_multiple)
     sizes = {axis: asked(f"parallel.{axis}") for axis in (*AXES, "expert", "recompute")}
-    if name == "fp8" or without_pieces(resolved):  # what training would refuse is not tried
+    if without_pieces(resolved):  # what training would refuse is not tried
         sizes = {"tensor": 1, "pipeline": 1} | {axis: size for axis, size in sizes.items() if size is not None}
     request = Request(
         gpus=gpus,
@@ -88,6 +101,7 @@ def plan(
         micro_batch=micro_batch or asked("train.micro_batch_size"),
         fixed={key: value for key, value in sizes.items() if value is not None},
         imbalance=imbalance,
+        recompute=("none", "full") if name == "fp8" else RECOMPUTE,  # as `check_recipe` has it
     )
     with Console(stderr=True).status("trying layouts"):
         found = search(model, request, held, device)

@@ -9,7 +9,7 @@ from ling.errors import ConfigError
 from ling.scaling.activations import Workload
 from ling.scaling.hardware import Hardware
 from ling.scaling.held import MemoryPlan
-from ling.scaling.layout import RECOMPUTE, Layout, check_layout, divisors
+from ling.scaling.layout import RECOMPUTE, Layout, Recompute, check_layout, divisors
 from ling.scaling.memory import plan_memory
 from ling.scaling.precision import Precision
 from ling.scaling.roofline import StepTime, predict_step
@@ -52,6 +52,8 @@ class Request:
     fixed: dict[str, int | str]
     """Fields of `Layout` that are not searched."""
     imbalance: float = 1.0
+    recompute: tuple[Recompute, ...] = RECOMPUTE
+    """What is tried of it where it is not fixed."""
 
     def __post_init__(self) -> None:
         for name, least in (("gpus", 1), ("sequence_length", 1), ("global_batch_size", 1), ("imbalance", 1)):
@@ -121,7 +123,7 @@ def _layouts(model: ModelConfig, request: Request, device: Hardware) -> Iterator
     small = [n for n in divisors(gpus) if n <= device.gpus_per_node]
     contexts = small if request.sequence_length >= _LONG_SEQUENCE else [1]
     stages = [n for n in divisors(gpus) if n <= min(16, model.num_hidden_layers)]
-    recompute = [r for r in RECOMPUTE if r == fixed.get("recompute", r)]
+    recompute = [r for r in RECOMPUTE if r == fixed["recompute"]] if "recompute" in fixed else request.recompute
     for T, C, p in itertools.product(
         choices("tensor", small), choices("context", contexts), choices("pipeline", stages)
     ):
