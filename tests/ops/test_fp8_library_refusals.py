@@ -2,11 +2,13 @@
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from tests.ops import fp8_contracts as contracts
 from tests.ops.fp8_contracts import draw, operands
+from torch import Tensor
 
 from ling.errors import BackendError
 from ling.ops import hopper
@@ -132,6 +134,26 @@ def test_a_trial_finds_a_library_that_multiplies(name: str) -> None:
     assert try_products(Fp8Rule(backend=name), (256, 128), CPU, grouped=False) is None
     if name == "deep_gemm":
         assert try_products(Fp8Rule(backend=name), (128, 256), CPU, grouped=True) is None
+
+
+@pytest.mark.parametrize("power_of_two", [True, False])
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_trial_finds_scales_of_blocks_that_are_read_in_the_place_of_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, power_of_two: bool
+) -> None:
+    def rolled(scale: Tensor) -> Tensor:
+        return torch.empty_like(scale).copy_(scale.roll(1, -1))  # strides stay
+
+    def by_torch(a: Tensor, b: Tensor, scale_a: Tensor, kind: object, scale_b: Tensor, *more: Any, **kw: Any) -> Tensor:
+        return contracts.scaled_mm(a, b, scale_a, kind, rolled(scale_b), *more, **kw)
+
+    def by_deep_gemm(a: Any, b: tuple[Tensor, Tensor], d: Tensor) -> None:
+        contracts.fp8_gemm_nt(a, (b[0], rolled(b[1])), d)
+
+    contracts.install(monkeypatch, contracts.deep_gemm(**{library.DENSE: by_deep_gemm}))
+    monkeypatch.setattr(by_scaled_mm, "scaled_mm", by_torch)
+    rule = Fp8Rule(power_of_two=power_of_two, backend=name)
+    assert "% off" in str(try_products(rule, (256, 256), CPU, grouped=False))
 
 
 def test_a_trial_tells_a_library_that_fails_and_one_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
