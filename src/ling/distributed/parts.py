@@ -74,7 +74,7 @@ def sum_over_parts(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     """Return the sums of what ranks found in their parts of tensors, each part counted once.
 
     values  (n,) what this rank found in its part of each of n `tensors`; all that share them call this at once
-    return  (n,) the same bits on every rank that has a part of a tensor, or a copy of one
+    return  (n,) the same bits on every rank that has the same part of a tensor
     """
     alike: dict[Any, list[int]] = defaultdict(list)
     for i, tensor in enumerate(tensors):
@@ -83,7 +83,8 @@ def sum_over_parts(values: Tensor, tensors: Sequence[Tensor]) -> Tensor:
     sums = values.clone()
     for (mesh, placements), places in alike.items():
         total, copies = values[places], 1
-        for axis, placement in enumerate(placements):
+        # Copies last: whatever order parts were added up in, those of one part then have the same bits.
+        for axis, placement in sorted(enumerate(placements), key=lambda place: bool(place[1].is_replicate())):
             dist.all_reduce(total, group=mesh.get_group(axis))
             copies *= mesh.size(axis) if placement.is_replicate() else 1
         sums[places] = total / copies
