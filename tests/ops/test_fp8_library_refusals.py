@@ -164,6 +164,10 @@ def test_a_trial_tells_a_library_that_fails_and_one_that_is_wrong(monkeypatch: p
     reason = try_products(Fp8Rule(backend="deep_gemm"), (128, 128), CPU, grouped=False)
     assert reason == "a trial product by a weight of 128 x 128 fails: nvcc not found"
 
+    contracts.install(monkeypatch, contracts.deep_gemm(**{library.DENSE: lambda a, b: None}))
+    reason = try_products(Fp8Rule(backend="deep_gemm"), (128, 128), CPU, grouped=False)
+    assert "fails: " in str(reason), "a version with other arguments"
+
     monkeypatch.setattr(by_scaled_mm, "scaled_mm", lambda *a, **b: contracts.scaled_mm(*a, **b) * 1.5)
     reason = try_products(Fp8Rule(backend="scaled_mm"), (128, 128), CPU, grouped=False)
     assert reason == "a trial product by a weight of 128 x 128 is 50.0% off"

@@ -33,7 +33,7 @@ def try_products(rule: Fp8Rule, shape: tuple[int, int], device: torch.device, *,
         )
     except BackendError as error:
         return str(error)
-    except (RuntimeError, ValueError, OSError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, OSError, AssertionError) as error:  # of a type: other arguments
         return f"a trial product by a weight of {M} x {K} fails: {first_line(error)}"
     return None if wrong is None else f"a trial product by a weight of {M} x {K} is {wrong:.1%} off"
 
