@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import contextlib
 import os
 
 # Tensors in tests are tiny: a second thread only makes them wait for each other, for ages on a busy machine. The
@@ -9,6 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+
+# How long an example takes says more about the machine than about the example. A bare GPU machine lacks the library.
+with contextlib.suppress(ModuleNotFoundError):
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 # Triton decides at import whether its own functions are interpreted, and there is no telling who imports it first.
 if not torch.cuda.is_available():

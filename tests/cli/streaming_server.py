@@ -15,7 +15,8 @@ class Streaming:
     """What a server was asked, and how it answers.
 
     manner  plain; no usage; text only (no token ids); short only (prompts); refuse every third; broken (503);
-            cut (before the end); error event; odd event; hang; not a stream; sized (Content-Length, no chunks)
+            cut (before the end); error event; odd event; hang; not a stream; sized (Content-Length, no chunks);
+            none from the fourth
     """
 
     def __init__(self, manner: str = "plain") -> None:
@@ -24,6 +25,7 @@ class Streaming:
         self.at_once = self.most_at_once = 0
         self.url = ""
         self.lock = threading.Lock()
+        self.closing = threading.Event()
 
 
 @contextmanager
@@ -57,6 +59,9 @@ def stream_from(manner: str = "plain") -> Iterator[Streaming]:
 
         def _answer(self, body: dict[str, Any], number: int) -> None:
             ids = isinstance(body.get("prompt"), list)
+            if manner == "none from the fourth" and number >= 4:
+                told.closing.wait()
+                return None
             if manner == "broken" or (manner == "refuse every third" and number % 3 == 0):
                 return self._json(503, {"error": {"message": "too many\nwait"}})
             if manner == "text only" and ids:
@@ -102,6 +107,7 @@ def stream_from(manner: str = "plain") -> Iterator[Streaming]:
     try:
         yield told
     finally:
+        told.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()

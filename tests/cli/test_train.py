@@ -19,7 +19,7 @@ from ling.engine.bundled import bundled_directory
 SMALL = [
     f"run.start_from={bundled_directory()}", "run.threads=1", "run.evaluate_every=0", "train.steps=9",
     "train.tokens_per_step=256", "train.checkpoint_every=3", "train.average_last=0", "optim.warmup_steps=0",
-    "optim.lr=1e-4", "run.profile_from=2", "run.profile_steps=1", "run.export_every=4", "data.heldout_percent=95",
+    "optim.lr=1e-4", "run.profile_from=2", "run.profile_steps=1", "run.export_every=4", "data.heldout_percent=49",
 ]  # fmt: skip
 
 
