@@ -207,7 +207,11 @@ def test_ctrl_c_prints_what_is_measured_so_far(ling, tmp_path: Path) -> None:
 
         threading.Thread(target=interrupt).start()
         arguments = ["--base-url", server.url, "--num-prompts", 50, "--max-concurrency", 1, "--random-output-len", 3]
-        result = ling("bench", "serve", *arguments, "--save-result", out)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+        try:
+            result = ling("bench", "serve", *arguments, "--save-result", out)
+        finally:
+            signal.signal(signal.SIGINT, before)
     found = json.loads(out.read_text())
     assert result.code == 130
     assert "interrupted" in result.err

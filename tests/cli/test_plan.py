@@ -42,8 +42,8 @@ def test_published_figures_stand_beside_predictions(ling) -> None:
 
 
 def test_a_small_model_is_simulated(ling) -> None:
-    result = ling("plan", "--preset", "demo", "--gpus", 4, "parallel.expert=2", "parallel.tensor=2", "--simulate",
-                  "parallel.pipeline=1", "--micro-batch", 1)  # fmt: skip
+    result = ling("plan", "--preset", "tiny", "--gpus", 4, "parallel.expert=2", "parallel.tensor=2", "--simulate",
+                  "parallel.pipeline=1", "--micro-batch", 1, "--precision", "float32")  # fmt: skip
     assert result.code == 0, result.err
     assert "it constructs and steps" in result.out
     assert "shard 2, expert 2, tensor 2" in result.out

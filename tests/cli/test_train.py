@@ -93,8 +93,17 @@ def test_a_signal_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, numb
     assert (tmp_path / "cut/checkpoints" / f"step_{done:06d}").is_dir()
 
 
-def test_fine_tuning_learns_answers_and_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    data = tmp_path / "chats.jsonl"
+def fine_tune(out: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ling", "finetune", "--out", str(out), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A fine-tuning that nothing disturbed, and its settings."""
+    directory = tmp_path_factory.mktemp("tuned")
+    data = directory / "chats.jsonl"
     chats = [
         [
             {"role": "user", "content": f"Which colour has door {n}?"},
@@ -108,24 +117,27 @@ def test_fine_tuning_learns_answers_and_goes_on_to_the_same_bits(tmp_path: Path)
         "train.checkpoint_every=4", "run.evaluate_every=4", "run.evaluate_prompts=0", "finetune.heldout_percent=5",
         "optim.lr=1e-3", "optim.warmup_steps=0",
     ]  # fmt: skip
-
-    def run(out: Path, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "ling", "finetune", "--out", str(out), *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = run(whole, *settings)
+    process = fine_tune(directory / "whole", *settings)
     _, err = process.communicate()
     assert process.returncode == 0, err
+    return directory / "whole", settings
+
+
+def test_fine_tuning_learns_answers(tuned: tuple[Path, list[str]]) -> None:
+    whole, _ = tuned
     assert lines(whole)[-1]["loss"] < 0.2 * lines(whole)[0]["loss"]
     held = [line["evaluation/loss"] for line in lines(whole, "evaluations.jsonl")]
     assert held[-1] < 0.7 * held[0]
-    process = run(cut, *settings)
+
+
+@pytest.mark.slow
+def test_a_killed_fine_tuning_goes_on_to_the_same_bits(tuned: tuple[Path, list[str]], tmp_path: Path) -> None:
+    (whole, settings), cut = tuned, tmp_path / "cut"
+    process = fine_tune(cut, *settings)
     wait_for(cut, 4, process)
     process.kill()
     process.communicate()
-    resumed = run(cut, "--resume")
+    resumed = fine_tune(cut, "--resume")
     _, err = resumed.communicate()
     assert resumed.returncode == 0, err
     assert lines(cut) == lines(whole)
