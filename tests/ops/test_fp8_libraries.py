@@ -1,7 +1,6 @@
 """FP8 products by libraries, as far as a CPU can tell: they are called as documented, and say why they cannot be."""
 
 import inspect
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from ling.errors import BackendError
 from ling.ops.backend import on_backend, use_backend
-from ling.ops.deep_gemm import library
 from ling.ops.deep_gemm.fp8_grouped_matmul import experts_of_rows
 from ling.ops.fp8_experts import fp8_mix_experts
 from ling.ops.fp8_linear import Fp8Rule, fp8_linear
@@ -22,20 +20,9 @@ from ling.testing.tolerances import Tolerance, assert_close
 
 BF16 = torch.bfloat16
 LIBRARIES = ("scaled_mm", "deep_gemm")
+pytestmark = pytest.mark.usefixtures("nothing_remembered")
 ROUNDED = Tolerance(1e-6, 2**-8, "one rounding to bfloat16 of sums in another order")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    library.find.cache_clear()
-    yield
-    library.find.cache_clear()
-
-
-@pytest.fixture
-def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
-    contracts.install(monkeypatch)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

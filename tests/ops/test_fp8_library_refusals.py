@@ -1,7 +1,6 @@
 """Libraries for FP8 products that cannot be used say why in one line, and one that cannot multiply is found out."""
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,18 +22,7 @@ from ling.ops.scaled_mm import fp8_matmul as by_scaled_mm
 
 BF16, CPU = torch.bfloat16, torch.device("cpu")
 LIBRARIES = ("scaled_mm", "deep_gemm")
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered() -> Iterator[None]:
-    library.find.cache_clear()
-    yield
-    library.find.cache_clear()
-
-
-@pytest.fixture
-def doubles(monkeypatch: pytest.MonkeyPatch) -> None:
-    contracts.install(monkeypatch)
+pytestmark = pytest.mark.usefixtures("nothing_remembered")
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

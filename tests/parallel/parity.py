@@ -29,7 +29,7 @@ from ling.testing.models import tiny_config, tiny_model
 from ling.train.batch import TrainBatch, build_batch
 from ling.train.step import train_step
 
-STEPS = 3
+STEPS = 5
 UNITS = 8
 """Sequences of a step."""
 
@@ -120,7 +120,7 @@ def train(
     frozen: Sequence[str] = (),
     precision: DType = "float32",
 ) -> Trained:
-    """Train for three steps: on the ranks of a layout, or (None) in this process alone; `changes` of the network."""
+    """Train for five steps: on the ranks of a layout, or (None) in this process alone; `changes` of the network."""
     recipe = recipe_for(mtp_depth)
     optim = replace(recipe.optim, freeze=tuple(frozen))
     recipe = replace(recipe, model=replace(recipe.model, **(changes or {})), optim=optim)

@@ -23,7 +23,7 @@ NORMS = {"rtol": 1e-6, "atol": 0.0}
 GRADIENTS = {"rtol": 0.0, "atol": 1e-7}
 """Their global norm is above 1 before it is clipped to 0.5."""
 WEIGHTS = {"rtol": 0.0, "atol": 1e-5}
-"""After three updates of size 1e-2."""
+"""After five updates of size 1e-2."""
 
 
 COVERED = [(0, 3), *itertools.combinations(range(1, 5), 2)]
