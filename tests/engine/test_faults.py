@@ -94,7 +94,7 @@ def test_a_panic_below_python_is_told_to_everybody(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(loop.engine, "step", fail)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     loop.start().submit("a", PROMPT, SamplingParams(), lambda delta: ended.set() if delta.error else None)
-    assert ended.wait(10)
+    assert ended.wait(30)
     assert not loop.alive
 
 

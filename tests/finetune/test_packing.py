@@ -56,10 +56,10 @@ def test_seeds_and_epochs_deal_differently_and_for_ever_the_same() -> None:
 
 def test_a_million_samples_are_packed_and_dealt_in_a_moment() -> None:
     lengths = np.random.RandomState(0).randint(1, 4097, 1_000_000)
-    started = time.perf_counter()
+    started = time.process_time()
     packing = pack_lengths(lengths, 8192)
     dealt = deal(packing, lengths, 0, 5)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     assert seconds < 10, seconds  # about one, on a machine with nothing else to do
     assert len(dealt.sample_at) == 1_000_000
     assert Counter(packing.lengths.tolist()) == Counter(lengths.tolist())

@@ -50,7 +50,11 @@ def test_what_bfloat16_holds_stays_and_so_does_what_is_not_finite() -> None:
 
 def test_the_middle_of_the_noise_rounds_to_nearest() -> None:
     x = torch.randn(5000) * 100
-    assert torch.equal(round_to_bfloat16(x, NEAREST), x.bfloat16())
+    half = x.view(torch.int32) & 0xFFFF == 0x8000  # away from zero here, to the even one there
+    expected = torch.where(half, (x.view(torch.int32) + 0x8000).view(torch.float32), x).bfloat16()
+    assert torch.equal(round_to_bfloat16(x, NEAREST), expected)
+    between = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8])
+    assert round_to_bfloat16(between, NEAREST).tolist() == [1 + 2**-7, 1 + 2**-6, -1 - 2**-7]
     assert torch.equal(round_to_e4m3(x.clamp(-448, 448), NEAREST).float(), x.clamp(-448, 448).to(E4M3).float())
 
 

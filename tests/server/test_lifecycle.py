@@ -25,7 +25,7 @@ def test_a_client_that_leaves_is_forgotten_by_the_engine(pretend, serve, stream)
     with serve(pretend) as live:
         with pytest.raises(httpx.ReadTimeout):
             live.http.post("/v1/chat/completions", json={"messages": MESSAGES, "stream": stream, "n": 2}, timeout=0.3)
-        assert pretend.left.wait(3), "the engine was not told"
+        assert pretend.left.wait(20), "the engine was not told"
         assert pretend.aborted == list(pretend.submitted)
 
 
@@ -35,7 +35,7 @@ def test_a_client_that_leaves_in_the_middle_stops_the_real_engine(live):
     with live.http.stream("POST", "/v1/completions", json=body) as answer:
         next(answer.iter_lines())
         assert engine.num_unfinished == 1
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 20
     while engine.num_unfinished and time.monotonic() < deadline:
         time.sleep(0.005)
     assert engine.num_unfinished == 0
@@ -160,7 +160,7 @@ def test_a_client_that_reads_nothing_cannot_hold_the_engine(pretend, serve):
         with socket.create_connection((host, int(port))) as connection:
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
             connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-            assert pretend.left.wait(5), "the engine was not told"
+            assert pretend.left.wait(20), "the engine was not told"
 
 
 def test_running_answers_are_told_when_the_server_ends(pretend, serve):
@@ -173,12 +173,12 @@ def test_running_answers_are_told_when_the_server_ends(pretend, serve):
         threads = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 20
         while len(pretend.submitted) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         live.server.should_exit = True
         for thread in threads:
-            thread.join(5)
+            thread.join(20)
     assert answers[False].status_code == 503
     assert "shutting down" in answers[True].text
     assert answers[True].text.endswith("data: [DONE]\n\n")
@@ -196,9 +196,9 @@ def test_answers_that_fit_into_the_drain_are_finished(pretend, serve):
     with serve(pretend, shutdown_seconds=5.0) as live:
         thread = threading.Thread(target=lambda: answers.append(live.ask()))
         thread.start()
-        assert pretend.arrived.wait(3)
+        assert pretend.arrived.wait(20)
         live.server.should_exit = True
-        thread.join(5)
+        thread.join(20)
     assert answers[0].json()["choices"][0]["message"]["content"] == "done"
 
 

@@ -113,7 +113,7 @@ def test_thousands_of_unknown_fields_are_told_by_the_first(live):
     begin = time.monotonic()
     error = live.ask(**{f"field{i}": None for i in range(30_000)}).json()["error"]
     assert (error["param"], error["code"]) == ("field0", "unknown_parameter")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20
 
 
 def test_what_is_no_object_is_said_without_names_of_ours():

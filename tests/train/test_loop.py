@@ -4,8 +4,8 @@ import json
 import random
 import signal
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -227,14 +227,20 @@ def test_a_time_limit_ends_the_run_with_everything_written(tmp_path: Path, caplo
     assert "ended the run before the first snapshot" in caplog.messages[-1]
 
 
-def test_the_time_of_checkpoints_counts_also_after_resuming(tmp_path: Path) -> None:
-    limited = recipe("train.max_minutes=0.01", "train.checkpoint_every=1", "run.save_in_background=false")  # 600 ms
-    training = Training(limited, tmp_path, read_batches, finish=lambda directory: time.sleep(0.35))
+def test_the_time_of_checkpoints_counts_also_after_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("ling.train.stopwatch.time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def write(directory: Path) -> None:
+        now[0] += 35
+
+    limited = recipe("train.max_minutes=1", "train.checkpoint_every=1", "run.save_in_background=false")
+    training = Training(limited, tmp_path, read_batches, finish=write)
     assert len(list(training.run())) == 2
-    assert training.seconds > 0.7
+    assert training.seconds == 70
     resumed = Training(limited, tmp_path, read_batches)
     assert resumed.resume() == 2
-    assert resumed.seconds > 0.35  # the last one's own time is not in it
+    assert resumed.seconds == 35  # the last one's own time is not in it
 
 
 def test_the_last_snapshots_are_averaged(tmp_path: Path) -> None:

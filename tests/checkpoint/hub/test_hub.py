@@ -194,7 +194,7 @@ def test_no_network_fails_within_seconds(tmp_path: Path, monkeypatch: pytest.Mon
     start = time.monotonic()
     with pytest.raises(CheckpointError, match=r"cannot download owner/tiny from http://127\.0\.0\.1:1 \(.*refused"):
         resolve_checkpoint(NAME)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_part_of_a_model_without_its_index_does_not_count(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
