@@ -2,10 +2,13 @@
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
+from ling.checkpoint import load_model, save_model
+from ling.checkpoint.save import ExportFormat
 from ling.engine import invariance
 from ling.engine.llm import LLM
 from ling.engine.request import SamplingParams
@@ -92,6 +95,14 @@ def test_a_cache_of_codes_keeps_the_promise_too() -> None:
     """Kernels read codes where they lie; padded rows have them turned into values first, all of them alike."""
     options = {"kv_cache_dtype": "fp8", "enable_prefix_caching": False}
     assert bits(llm(**options), list(range(32)))[31] == bits(llm(**options), [31])[0]
+
+
+def test_packed_weights_keep_it_beside_routers_in_bfloat16(tmp_path: Path) -> None:
+    save_model(tiny_model(seed=3, num_hidden_layers=2), tmp_path / "tiny", export=ExportFormat(precision="bfloat16"))
+    model = load_model(tmp_path / "tiny", weights="int8")
+    assert model.model.layers[1].mlp.gate.weight.dtype == torch.bfloat16  # type: ignore[union-attr]
+    engine = LLM(model, IdTokenizer(128), batch_invariant=True, block_size=4, drafting="none")
+    assert bits(engine, [0, 3])[1] == bits(engine, [3])[0]
 
 
 def test_the_promise_is_worth_making() -> None:

@@ -17,6 +17,7 @@ from ling.engine.speculative import MtpDrafter
 from ling.engine.text import AnswerText
 from ling.model import CausalLM
 from ling.model.linear import Linear
+from ling.model.moe import Router
 from ling.ops.backend import use_backend
 from ling.ops.cpu.library import library
 from ling.ops.packed import PackedWeight
@@ -66,6 +67,26 @@ def test_one_call_gives_the_bits_of_calls_by_sub_layer(format: str) -> None:
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
     torch.testing.assert_close(one.cache.keys, many.cache.keys, rtol=0, atol=0)
     torch.testing.assert_close(one.cache.values, many.cache.values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("how", ["whole", "by sub-layer", "without the library"])
+def test_routers_in_bfloat16_give_the_bits_of_float32(how: str) -> None:
+    narrow = model_of("int4")
+    wide: CausalLM = load_model(bundled_directory(), dtype=torch.float32, weights="int4")
+    for ours, theirs in zip(routers(narrow), routers(wide), strict=True):
+        theirs.keep_as(torch.float32)
+        assert ours.weight.dtype == torch.bfloat16
+        assert ours.weight.float().equal(theirs.weight)
+    with use_backend("reference" if how == "without the library" else "cpu"):
+        found = [steps(runner_of(model, whole=how == "whole")) for model in (narrow, wide)]
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def routers(model: CausalLM) -> list[Router]:
+    found = [module for module in model.modules() if isinstance(module, Router)]
+    assert found
+    return found
 
 
 def test_decoding_is_one_call_and_a_forced_reference_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

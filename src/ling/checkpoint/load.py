@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, may_be_ignored, published_pieces
-from ling.checkpoint.packing import Weights, pack, packed_format
+from ling.checkpoint.packing import Weights, exact_dtype, fit_routers, pack, packed_format
 from ling.checkpoint.pages import PageMode, to_empty_in_huge_pages
 from ling.checkpoint.prepared import is_packed, refuse_packed
 from ling.checkpoint.prepared_load import check_options, load_prepared
@@ -55,7 +55,7 @@ def load_model(
 ) -> CausalLM:
     """Load a safetensors checkpoint, one tensor at a time: peak memory is the model and one tensor.
 
-    dtype  of parameters; None: as published. Router weights and expert biases are float32 always
+    dtype  of parameters; None: as published. Routers are float32 always, or, beside packed `weights`, bfloat16 if exact
     fp8    what happens to block-quantised weights: turned into values, or kept as codes and scales
     weights  packed formats that matrices are quantised to; the embedding stays a table, as published
     mtp    False leaves MTP layers out
@@ -83,6 +83,7 @@ def load_model(
         _make_room_for_codes(model, source, pieces)
     if weights is not None:
         pack(model, weights)
+        fit_routers(model, lambda key: exact_dtype(source.get(key)))
     if huge_pages and torch.device(device).type == "cpu":
         to_empty_in_huge_pages(model)
     else:

@@ -1,14 +1,15 @@
 """Which matrices of a model are packed, and how: one format for all, or one for each kind."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
+from torch import Tensor
 
 from ling.checkpoint.names import Piece
 from ling.errors import ConfigError
 from ling.model import CausalLM
 from ling.model.linear import Linear
-from ling.model.moe import Experts
+from ling.model.moe import Experts, Router
 from ling.ops.packed import PackedFormat, check_format
 
 KINDS = ("head", "attention", "experts", "dense")
@@ -25,6 +26,7 @@ books. Most of what int4 alone loses is the head's."""
 def pack(model: CausalLM, weights: Weights) -> None:
     """Make room for packed weights in place of values; activations become float32, the embedding stays as published.
 
+    Routers become bfloat16 where the configuration says that the checkpoint is; who has their values fits them.
     Raises ConfigError for a kind or a format that is not known.
     """
     formats = formats_by_kind(weights)
@@ -36,6 +38,26 @@ def pack(model: CausalLM, weights: Weights) -> None:
     if model.lm_head is not None:
         table.to(getattr(torch, model.config.torch_dtype))
     model.model.stream_dtype = model.computes_in = torch.float32
+    published = torch.bfloat16 if model.config.torch_dtype == "bfloat16" else torch.float32
+    fit_routers(model, lambda _: published)
+
+
+def fit_routers(model: CausalLM, dtype_of: Callable[[str], torch.dtype]) -> None:
+    """Hold every router's weight in the dtype that is given for its name.
+
+    A router is read whole for every token. In bfloat16 that is half as much, and where no value is rounded
+    (`exact_dtype`) every product is the same to the bit.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Router):
+            module.keep_as(dtype_of(f"{name}.weight"))
+
+
+def exact_dtype(values: Tensor) -> torch.dtype:
+    """Return bfloat16 where it holds all of `values` exactly, float32 otherwise."""
+    if values.dtype == torch.bfloat16 or torch.equal(values.to(torch.bfloat16).to(values.dtype), values):
+        return torch.bfloat16
+    return torch.float32
 
 
 def matrices(model: CausalLM) -> Iterator[tuple[str, Linear | Experts]]:

@@ -13,7 +13,7 @@ from ling.checkpoint.beside import write_beside
 from ling.checkpoint.convert import Progress, check_target, files_beside, fingerprint
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import Piece, published_pieces
-from ling.checkpoint.packing import Weights, formats_told, packed_format
+from ling.checkpoint.packing import Weights, exact_dtype, fit_routers, formats_told, packed_format
 from ling.checkpoint.pieces import PieceSource
 from ling.checkpoint.prepared import ALIGNMENT, METHOD, packed_config, packed_model
 from ling.checkpoint.source import TensorSource
@@ -45,7 +45,10 @@ def to_packed(
     check_target(source, target, overwrite=overwrite)
     resume = fingerprint(source, packed_config(config, weights), max_shard_bytes)
     matrices = f"{formats_told(weights)} ({METHOD})"
-    storage = [f"Matrices stored as {matrices}, the embedding as published, the rest as float32."]
+    storage = [
+        f"Matrices stored as {matrices}, the embedding as published, routers as bfloat16 "
+        "where that loses nothing, the rest as float32."
+    ]
     with atomic_directory(target, overwrite=overwrite, resume=resume) as partial:
         write_packed(
             partial, config, weights, read_in_threads(source), max_shard_bytes=max_shard_bytes, workers=workers,
@@ -82,10 +85,11 @@ def write_packed(
 def packed_entries(config: ModelConfig, weights: Weights, read: Callable[[Piece], Tensor]) -> list[Entry]:
     """Return what a prepared checkpoint holds, parameter by parameter, made of the values that `read` gives."""
     model = packed_model(config, weights)
-    state = model.state_dict()
     parts: dict[str, list[Piece]] = {}
     for piece in published_pieces(config):
         parts.setdefault(piece.parameter, []).append(piece)
+    fit_routers(model, lambda name: exact_dtype(read(parts[name][0])))
+    state = model.state_dict()
     entries = []
     for name, pieces in parts.items():
         format = packed_format(model, pieces[0])

@@ -1,8 +1,8 @@
 """What a prepared checkpoint is: weights of 8 or 4 bits, stored as they lie in memory (docs/internals/packed.md).
 
 Its tensors are those of the packed model, under the names of its parameters: codes, and scales behind `_scales`;
-routed experts stacked. Norms, routers and biases are float32, the embedding as published. So loading moves nothing,
-and what is loaded is what quantising at load gives, to the bit.
+routed experts stacked. Norms and biases are float32, routers bfloat16 where that loses nothing, the embedding as
+published. So loading moves nothing, and what is loaded is what quantising at load gives, to the bit.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ling.checkpoint.packing import KINDS, Weights, formats_by_kind, pack
+from ling.checkpoint.packing import KINDS, Weights, fit_routers, formats_by_kind, pack
 from ling.config import ModelConfig, write_published
 from ling.errors import CheckpointError, ConfigError
 from ling.model import CausalLM
@@ -28,6 +28,16 @@ def packed_model(config: ModelConfig, weights: Weights, dtype: torch.dtype | Non
     with torch.device("meta"):
         model = CausalLM(config).to(dtype or getattr(torch, config.torch_dtype))
         pack(model, weights)
+    return model
+
+
+def stored_model(config: ModelConfig, weights: Weights, dtypes: Mapping[str, str]) -> CausalLM:
+    """Return a `packed_model` with each router in bfloat16 or float32, whichever its tensor is stored in.
+
+    dtypes  by tensor, as safetensors calls them
+    """
+    model = packed_model(config, weights)
+    fit_routers(model, lambda key: torch.bfloat16 if dtypes.get(key) == "BF16" else torch.float32)
     return model
 
 

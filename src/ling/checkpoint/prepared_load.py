@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ling.checkpoint.finite import check_finite, check_scales
 from ling.checkpoint.names import may_be_ignored
-from ling.checkpoint.packing import Weights, formats_by_kind, formats_told
+from ling.checkpoint.packing import Weights, exact_dtype, fit_routers, formats_by_kind, formats_told
 from ling.checkpoint.pages import PageMode, open_pages, view
-from ling.checkpoint.prepared import ALIGNMENT, packed_model, stored_weights
+from ling.checkpoint.prepared import ALIGNMENT, stored_model, stored_weights
 from ling.checkpoint.source import StoredTensor, TensorSource, quoted
 from ling.checkpoint.writer import safetensors_name
 from ling.config import ModelConfig
@@ -51,7 +51,7 @@ def load_prepared(directory: Path, config: ModelConfig, weights: Weights, pages:
     """
     start = time.perf_counter()
     source = TensorSource(directory)
-    model = packed_model(config, weights)
+    model = stored_model(config, weights, {key: tensor.dtype for key, tensor in source.tensors.items()})
     places: dict[str, Tensor] = model.state_dict()
     _check_keys(source, places, config)
     state: dict[str, Tensor] = {}
@@ -65,6 +65,7 @@ def load_prepared(directory: Path, config: ModelConfig, weights: Weights, pages:
             state[key] = _checked(key, view(memory, begin, place.dtype, place.shape, ALIGNMENT), file)
             copied += stored.nbytes if begin % ALIGNMENT else 0
     model.load_state_dict(state, strict=True, assign=True)
+    fit_routers(model, lambda key: exact_dtype(state[key]))  # float32 ones may hold no more than bfloat16
     _announce(weights, state, pages, copied, time.perf_counter() - start)
     return model.requires_grad_(False)
 

@@ -21,6 +21,7 @@ from ling.model.moe import Experts, Router
 from ling.ops.backend import use_backend
 from ling.ops.invariant import KEYS, ROWS
 from ling.ops.linear import Weight, grouped_linear, linear
+from ling.ops.precision import at_least_float32
 
 _ROW_COUNTS = (1, 2, 3, 5, 8, 16, 33, 64)
 """Times `ROWS`."""
@@ -48,7 +49,7 @@ def _probe(runner: Runner) -> None:
         if isinstance(module, Router) and (shape := tuple(module.weight.shape)) not in seen:
             seen.add(shape)
             x = torch.randn(ROWS, shape[1], generator=generator).to(device)
-            _compare(x, partial(_through, module.weight), f"the router's product with {shape}")
+            _compare(x, partial(_through, at_least_float32(module.weight)), f"the router's product with {shape}")
         if isinstance(module, Experts) and (shape := tuple(module.quantities()[0].shape)) not in seen:
             seen.add(shape)
             _probe_experts(module, dtype, generator)

@@ -22,7 +22,8 @@ T = TypeVar("T")
 class Router(PinnedDtype):
     """`weight` (E, H) and the buffer `expert_bias` (E,): float32 whatever the model is cast to.
 
-    A bias step of 1e-3 is lost beside a bias of 0.5 in bfloat16, and rounded router weights choose other experts.
+    A bias step of 1e-3 is lost beside a bias of 0.5 in bfloat16, and rounded router weights choose other experts. A
+    weight that rounding does not change can be kept in bfloat16.
     """
 
     pinned = True
@@ -33,6 +34,11 @@ class Router(PinnedDtype):
         self.expert_bias: Tensor | None
         bias = torch.zeros(model.num_experts, dtype=torch.float32) if model.moe_router_enable_expert_bias else None
         self.register_buffer("expert_bias", bias)
+
+    def keep_as(self, dtype: torch.dtype) -> None:
+        """Hold `weight` in `dtype`, not to be trained any more; it is still multiplied in float32."""
+        if self.weight.dtype != dtype:
+            self.weight = nn.Parameter(self.weight.detach().to(dtype), requires_grad=False)
 
     def forward(self, use: Callable[[Tensor, Tensor, Tensor | None], T], x: Tensor) -> T:
         """Call `use` with x, weight and bias; through the module's call, as `Experts.forward`."""

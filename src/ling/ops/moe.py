@@ -24,7 +24,7 @@ class MoeWeights(NamedTuple):
     """The weights of one sparse layer."""
 
     gate: Tensor
-    """(E, H) router."""
+    """(E, H) router, of any float dtype: it is multiplied in float32."""
     expert_bias: Tensor | None
     """(E,) float32."""
     gate_up_proj: Weight

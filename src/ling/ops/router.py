@@ -36,7 +36,7 @@ def route(x: Tensor, weight: Tensor, expert_bias: Tensor | None, rule: RouterRul
     """Score every expert in float32 and choose k per token.
 
     x            (N, H)
-    weight       (E, H)
+    weight       (E, H), widened where it is bfloat16
     expert_bias  (E,) float32 or None: steers the choice and never enters the mixing weights
     """
     logits = torch.nn.functional.linear(at_least_float32(x), at_least_float32(weight))

@@ -29,19 +29,23 @@ def test_without_the_library_everything_runs_through_torch(monkeypatch: pytest.M
             linear(x, w)
 
 
-@pytest.mark.parametrize("damage", ["absent", "broken"])
+@pytest.mark.parametrize("damage", ["absent", "broken", "stale"])
 def test_a_missing_library_is_said_once(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     if damage == "broken":
         Path(tmp_path, f"_kernels{lib.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
-    monkeypatch.setattr(lib, "__file__", str(tmp_path / "library.py"))
+    if damage == "stale":  # there is a format that it does not know
+        monkeypatch.setitem(lib.FORMATS, "int3", len(lib.FORMATS))
+    else:
+        monkeypatch.setattr(lib, "__file__", str(tmp_path / "library.py"))
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             lib.library.__wrapped__()
     (record,) = caplog.records
     assert "the CPU kernels are off" in record.message
-    assert ("C compiler" if damage == "absent" else "cannot be opened") in record.message
+    said = {"absent": "C compiler", "broken": "cannot be opened", "stale": "belongs to another version of ling"}
+    assert said[damage] in record.message
 
 
 def test_a_level_that_this_processor_lacks_is_refused() -> None:

@@ -8,7 +8,7 @@ from ling.checkpoint.doctor.evidence import CONFIG, Evidence
 from ling.checkpoint.doctor.finding import Finding, error, listed, note
 from ling.checkpoint.names import may_be_ignored
 from ling.checkpoint.packing import formats_told
-from ling.checkpoint.prepared import packed_model, stored_weights
+from ling.checkpoint.prepared import stored_model, stored_weights
 from ling.checkpoint.writer import safetensors_name
 from ling.config import ModelConfig
 from ling.errors import CheckpointError
@@ -33,9 +33,9 @@ def packed_weights(seen: Evidence, model: ModelConfig) -> Iterator[Finding]:
     )
     if not seen.whole:
         return
+    wanted_model = stored_model(model, weights, {key: tensor.dtype for key, tensor in seen.stored.items()})
     places = {
-        key: (safetensors_name(place.dtype), tuple(place.shape))
-        for key, place in packed_model(model, weights).state_dict().items()
+        key: (safetensors_name(place.dtype), tuple(place.shape)) for key, place in wanted_model.state_dict().items()
     }
     if missing := [key for key in places if key not in seen.stored]:
         yield error(listed(missing), f"{len(missing)} tensors that config.json asks for are not there", _AGAIN)

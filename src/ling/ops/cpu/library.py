@@ -31,7 +31,8 @@ FEW_ROWS = 16
 """Up to so many rows of float32, these kernels are faster than torch's products."""
 _SMALL_EXPERT = 2**17
 """Values of an expert's first matrix: below, a grouped product costs more than what it multiplies."""
-FORMATS = {"float32": 0, "int8": 1, "int4": 2}
+FORMATS = {"float32": 0, "int8": 1, "int4": 2, "bfloat16": 3}
+_VALUES = {torch.float32: FORMATS["float32"], torch.bfloat16: FORMATS["bfloat16"]}
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
 
@@ -62,6 +63,9 @@ class Library:
     def __init__(self, path: Path) -> None:
         _share_openmp()
         self._c = ctypes.CDLL(str(path))
+        count = getattr(self._c, "ling_num_formats", None)
+        if count is None or count() != len(FORMATS):  # built before the last change of the sources
+            raise OSError("it belongs to another version of ling; install ling again")
         self._c.ling_choose_level.restype = ctypes.c_char_p
         self._c.ling_choose_level.argtypes = [ctypes.c_char_p]
         for name, arguments in _SIGNATURES.items():
@@ -160,11 +164,12 @@ def why_not_weight(weight: object) -> str | None:
     return why_not_values(weight)
 
 
-def why_not_values(weight: Tensor | None) -> str | None:
-    """Why a tensor of float32 values cannot be taken, or None."""
+def why_not_values(weight: Tensor | None, *, may_be_bfloat16: bool = False) -> str | None:
+    """Why a tensor of float32 values, or of bfloat16 that are widened as they are read, cannot be taken, or None."""
     if weight is None:
         return None
-    if weight.dtype != torch.float32 or not weight.is_cpu or not weight.is_contiguous():
+    is_known = weight.dtype == torch.float32 or (may_be_bfloat16 and weight.dtype == torch.bfloat16)
+    if not is_known or not weight.is_cpu or not weight.is_contiguous():
         return f"weights are {weight.dtype} on {weight.device}, or not contiguous"
     return "gradients are wanted" if weight.requires_grad and torch.is_grad_enabled() else None
 
@@ -191,7 +196,7 @@ def fields(weight: "Weight", rows: int) -> Fields:
     if isinstance(weight, packed.PackedWeight):
         return weight.codes.data_ptr(), weight.scales.data_ptr(), FORMATS[weight.format], rows, weight.columns
     assert isinstance(weight, Tensor)
-    return weight.data_ptr(), 0, FORMATS["float32"], rows, weight.shape[-1]
+    return weight.data_ptr(), 0, _VALUES[weight.dtype], rows, weight.shape[-1]
 
 
 def address(values: Tensor | None) -> int:

@@ -43,7 +43,7 @@ def why_not(x: Tensor, weights: "MoeWeights", rule: RouterRule, mix: "MixExperts
 def why_not_weights(weights: "MoeWeights") -> str | None:
     """Why the weights of a sparse layer cannot be taken, or None."""
     reason = lib.why_not_weight(weights.gate_up_proj) or lib.why_not_weight(weights.down_proj)
-    reason = reason or lib.why_not_values(weights.gate) or lib.why_not_values(weights.expert_bias)
+    reason = reason or lib.why_not_values(weights.gate, may_be_bfloat16=True) or lib.why_not_values(weights.expert_bias)
     if reason is None and weights.shared is not None:
         reason = mlp.why_not_weights(*weights.shared)
     return reason

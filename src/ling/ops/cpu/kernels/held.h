@@ -6,23 +6,9 @@ INLINE int64_t held_bytes(int64_t kind) { return kind == HELD_FLOAT32 ? 4 : kind
 #define E4M3_UNIT 256.0f
 #define E4M3_MOST 448.0f
 
-INLINE float float_of_bfloat(uint16_t b) {
-    uint32_t bits = (uint32_t)b << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
 #if defined LEVEL_AVX512
-INLINE V v_bfloat(const uint16_t *p) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
-}
 INLINE V v_of_halves(__m256i halves) { return _mm512_cvtph_ps(halves); }
 #elif defined LEVEL_AVX2
-INLINE __m256 bfloat8(const uint16_t *p) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
-}
-INLINE V v_bfloat(const uint16_t *p) { return (V){bfloat8(p), bfloat8(p + 8)}; }
 INLINE V v_of_halves(__m256i halves) {
     return (V){_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
@@ -34,7 +20,6 @@ INLINE V v_e4m3(const uint8_t *p) {
     return v_of_halves(_mm256_and_si256(wide, _mm256_set1_epi16((short)0xbfff))); /* its sign came along twice */
 }
 #else
-INLINE V v_bfloat(const uint16_t *p) { EACH(float_of_bfloat(p[i])); }
 INLINE V v_e4m3(const uint8_t *p) { EACH(float_of_half((uint16_t)((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7))); }
 #endif
 

@@ -20,13 +20,14 @@
 #include <stdint.h>
 
 enum { TILE = 16, GROUP = 32 };
-enum { FLOAT32 = 0, INT8 = 1, INT4 = 2 };
+/* BFLOAT16 is multiplied as FLOAT32 is, each value widened as it is read. */
+enum { FLOAT32 = 0, INT8 = 1, INT4 = 2, BFLOAT16 = 3, NUM_FORMATS };
 enum { HELD_FLOAT32 = 0, HELD_FLOAT16 = 1, HELD_BFLOAT16 = 2, HELD_E4M3 = 3 }; /* what a cache holds */
 
 /* A matrix, or a stack of them that each begin with a tile of their own. */
 typedef struct {
-    const void *codes;      /* tiles as above; for FLOAT32 (rows, columns) values */
-    const uint16_t *scales; /* NULL for FLOAT32 */
+    const void *codes;      /* tiles as above; for FLOAT32 and BFLOAT16 (rows, columns) values */
+    const uint16_t *scales; /* NULL for those */
     int64_t format;
     int64_t rows, columns;
 } Matrix;
@@ -46,7 +47,7 @@ typedef struct {
 } Mlp;
 
 typedef struct {
-    Matrix router;          /* (E, H) FLOAT32 */
+    Matrix router;          /* (E, H) FLOAT32 or BFLOAT16 */
     const float *bias;      /* (E,) or NULL: steers the choice alone */
     Matrix gate_up;         /* E times F gate rows, then F up rows; rows is F */
     Matrix down;            /* E times (H, F) */

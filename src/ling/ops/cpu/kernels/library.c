@@ -28,6 +28,9 @@ const char *ling_choose_level(const char *name) {
     return found ? found->name : NULL;
 }
 
+/* What Python knows as well, or this library is of other sources. */
+int64_t ling_num_formats(void) { return NUM_FORMATS; }
+
 /* Memory is kept for the next call: a step makes the same calls layer after layer. */
 enum { SLOTS = 6 };
 static _Thread_local struct {

@@ -4,7 +4,7 @@ enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS, SCRATCH_STAC
 
 /* The rows of x as m wants them; NULL codes and values where memory ran out. Filled by `fill_input` in parallel. */
 static Input make_input(const float *x, int64_t N, const Matrix *m, int slot) {
-    if (m->format == FLOAT32) return (Input){x, NULL, NULL, NULL, m->columns, NULL};
+    if (holds_values(m)) return (Input){x, NULL, NULL, NULL, m->columns, NULL};
     void *memory = ling_scratch(slot, quantized_bytes(N, m->columns));
     return memory ? quantized_input(memory, N, m->columns) : (Input){0};
 }
@@ -58,9 +58,9 @@ typedef struct {
 static Hidden make_hidden(int64_t n, const Matrix *down, int slot) {
     int64_t F = down->columns;
     Hidden h = {{0}, F};
-    void *memory = ling_scratch(slot, down->format == FLOAT32 ? n * F * 4 : quantized_bytes(n, F));
+    void *memory = ling_scratch(slot, holds_values(down) ? n * F * 4 : quantized_bytes(n, F));
     if (!memory) return h;
-    h.in = down->format == FLOAT32 ? (Input){memory, NULL, NULL, NULL, F, NULL} : quantized_input(memory, n, F);
+    h.in = holds_values(down) ? (Input){memory, NULL, NULL, NULL, F, NULL} : quantized_input(memory, n, F);
     return h;
 }
 

@@ -153,16 +153,16 @@ static int moe(const Rows *r, const Moe *m, const Routed *to) {
     int has_shared = m->shared.down.codes != NULL;
     int threads = num_threads(r->threads, 3 * H * F * N * m->k);
     Order o;
-    /* A packed expert's input is codes, a FLOAT32 one's the floats: both are at hand, since they may differ. */
-    int codes_wanted = m->gate_up.format != FLOAT32 || (has_shared && m->shared.gate.format != FLOAT32);
+    /* A packed expert's input is codes, another one's the floats: both are at hand, since they may differ. */
+    int codes_wanted = !holds_values(&m->gate_up) || (has_shared && !holds_values(&m->shared.gate));
     Input floats = {r->x, NULL, NULL, NULL, H}, codes = {0};
     if (codes_wanted) {
         void *memory = ling_scratch(SCRATCH_INPUT, quantized_bytes(N, H));
         if (!memory) return 1;
         codes = quantized_input(memory, N, H);
     }
-    const Input *routed_in = m->gate_up.format == FLOAT32 ? &floats : &codes;
-    const Input *shared_in = has_shared && m->shared.gate.format != FLOAT32 ? &codes : &floats;
+    const Input *routed_in = holds_values(&m->gate_up) ? &floats : &codes;
+    const Input *shared_in = has_shared && !holds_values(&m->shared.gate) ? &codes : &floats;
     Hidden hidden = make_hidden(N * m->k, &m->down, SCRATCH_HIDDEN), shared = {{0}, 0};
     if (has_shared) shared = make_hidden(N, &m->shared.down, SCRATCH_FLOATS);
     if (is_missing(&hidden.in) || (has_shared && is_missing(&shared.in)) || make_order(&o, m, N, threads)) return 1;

@@ -8,6 +8,13 @@ typedef struct {
     const int32_t *sums;
 } Scales;
 
+INLINE float float_of_bfloat(uint16_t b) {
+    uint32_t bits = (uint32_t)b << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
 /* Each level has v_sums(a, step): the sums of the lanes of a[0], a[step] .. a[15 * step], each as v_sum adds. */
 #if defined LEVEL_AVX512
 #include "vector_avx512.h"
@@ -22,6 +29,11 @@ INLINE V v_load_part(const float *p, int64_t n) {
     float padded[16] = {0};
     for (int64_t i = 0; i < n; i++) padded[i] = p[i];
     return v_load(padded);
+}
+INLINE V v_bfloat_part(const uint16_t *p, int64_t n) {
+    uint16_t padded[16] = {0};
+    for (int64_t i = 0; i < n; i++) padded[i] = p[i];
+    return v_bfloat(padded);
 }
 INLINE V v_load_up_to(const float *p, int64_t n) { return n >= 16 ? v_load(p) : v_load_part(p, n); }
 INLINE void v_store_up_to(float *p, V a, int64_t n) {

@@ -24,6 +24,9 @@ INLINE V v_abs(V a) { return _mm512_abs_ps(a); }
 INLINE V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V v_round(V a) { return _mm512_roundscale_ps(a, 0); }
 INLINE V v_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)p)); }
+INLINE V v_bfloat(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
+}
 
 /* a * 2^n for whole n in [-126, 127]. */
 INLINE V v_scale2(V a, V n) {

@@ -55,6 +55,7 @@ INLINE uint16_t half_of(float x) {
     return sign | (uint16_t)((magnitude - 0x38000000) >> 13);
 }
 INLINE V v_half(const uint16_t *p) { EACH(float_of_half(p[i])); }
+INLINE V v_bfloat(const uint16_t *p) { EACH(float_of_bfloat(p[i])); }
 
 INLINE void v_store_int8(int8_t *p, V a) {
     for (int i = 0; i < 16; i++) {
