@@ -86,7 +86,7 @@ def sparse_layers(format: PackedFormat) -> dict[str, Any]:
         rows = torch.randn(64, N, H)
         experts = statistics.mean(int((moe_layer(x, layers[0], RULE)[1].counts > 0).sum()) for x in rows[:8])
         seconds = times(lambda i, rows=rows: moe_layer(rows[i % 64], layers[i % 2], RULE), 6 if N > 8 else 80)
-        entry = rate(seconds, each * (experts + 1) + E * H * 4) if N <= 8 else work(seconds, 2 * 9 * N * 3 * H * F)
+        entry = rate(seconds, each * (experts + 1) + E * H * 2) if N <= 8 else work(seconds, 2 * 9 * N * 3 * H * F)
         found[f"{format} sparse layer, {N} tokens"] = entry | {"experts_read": experts + 1}
     return found
 
@@ -187,7 +187,7 @@ def draw_moe(format: PackedFormat) -> MoeWeights:
     gate, up = (draw_packed(format, (), (F,), H) for _ in range(2))
     shared = (gate, up, draw_packed(format, (), (H,), F))
     routed = (draw_packed(format, (E,), (F, F), H), draw_packed(format, (E,), (H,), F))
-    return MoeWeights(0.02 * torch.randn(E, H), torch.zeros(E), *routed, shared)
+    return MoeWeights((0.02 * torch.randn(E, H)).bfloat16(), torch.zeros(E), *routed, shared)
 
 
 def fill(tensor: Tensor) -> Tensor:

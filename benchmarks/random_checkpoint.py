@@ -2,8 +2,9 @@
 
     python -m benchmarks.random_checkpoint out/random_mini [--preset ling_mini] [--workers 2]
 
-Matrices are normal with the configuration's `initializer_range`, norms 1, expert biases normal with 0.01. Every tensor
-has a generator of its own, seeded by its name, so the same command gives the same bytes whatever the number of workers.
+Matrices are normal with the configuration's `initializer_range` and, as published ones, bfloat16, whatever they are
+stored in; norms are 1, expert biases normal with 0.01. Every tensor has a generator of its own, seeded by its name, so
+the same command gives the same bytes whatever the number of workers.
 """
 
 import argparse
@@ -50,12 +51,13 @@ def write_random(directory: Path, config: ModelConfig, export: ExportFormat, *, 
 
 
 def random_values(piece: Piece, config: ModelConfig) -> Tensor:
-    """Return the values of one tensor, float32."""
+    """Return the values of one tensor in float32, those of matrices bfloat16's."""
     if piece.key.endswith("norm.weight"):
         return torch.ones(piece.shape)
     generator = torch.Generator().manual_seed(zlib.crc32(piece.key.encode()))
     std = EXPERT_BIAS_STD if piece.float32 else config.initializer_range
-    return torch.empty(piece.shape).normal_(0, std, generator=generator)
+    values = torch.empty(piece.shape).normal_(0, std, generator=generator)
+    return values if piece.float32 else values.bfloat16().float()
 
 
 if __name__ == "__main__":

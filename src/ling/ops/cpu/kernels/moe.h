@@ -99,13 +99,14 @@ static void route_columns(const Moe *m, int64_t tile, const Rows *r, float *logi
     }
 }
 
-static void expert_hidden(const Moe *m, const Order *o, int64_t e, int64_t group, const Input *in, const Hidden *h) {
+static void expert_hidden(const Moe *m, const Order *o, int64_t e, int64_t from, int64_t end, const Input *in,
+                          const Hidden *h) {
     int64_t F = m->gate_up.rows, tiles = tiles_of(F);
     Matrix gate = matrix_behind(&m->gate_up, 2 * e * tiles, 2 * e * F);
     Matrix up = matrix_behind(&m->gate_up, (2 * e + 1) * tiles, (2 * e + 1) * F);
     for (int64_t row = o->begin[e]; row < o->begin[e + 1]; row += TOKENS) {
         int T = (int)smaller(TOKENS, o->begin[e + 1] - row);
-        gate_group(&gate, &up, group, in, o->token + row, T, h, row);
+        gate_groups(&gate, &up, from, end, in, o->token + row, T, h, row);
     }
 }
 
@@ -167,8 +168,9 @@ static int moe(const Rows *r, const Moe *m, const Routed *to) {
     if (has_shared) shared = make_hidden(N, &m->shared.down, SCRATCH_FLOATS);
     if (is_missing(&hidden.in) || (has_shared && is_missing(&shared.in)) || make_order(&o, m, N, threads)) return 1;
     int64_t groups = groups_of(F), shared_groups = has_shared ? groups_of(m->shared.down.columns) : 0;
-    int64_t tiles = tiles_of(H), size = task_tiles(&m->down, threads, 16), router_tiles = tiles_of(m->E);
-    int64_t num_tasks = 0;
+    int64_t each = N * m->k / m->E; /* rows of an expert, on average */
+    int64_t tiles = tiles_of(H), size = task_tiles(&m->down, each, threads, 16), router_tiles = tiles_of(m->E);
+    int64_t most = task_groups(&m->gate_up, each), next = 0, next_shared = 0;
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -185,24 +187,16 @@ static int moe(const Rows *r, const Moe *m, const Routed *to) {
             choose_experts(m, o.scores + n * m->E, room, order, to->ids + n * m->k, to->weights + n * m->k);
         }
 #pragma omp single
-        {
-            sort_rows(&o, m, N, to);
-            num_tasks = o.num_active * groups + shared_groups;
+        sort_rows(&o, m, N, to);
+        int64_t all = o.num_active * groups;
+        for (int64_t end = 0, from; (from = claim(&next, all, groups, most, threads, &end)) < all;) {
+            int64_t i = from / groups;
+            expert_hidden(m, &o, o.active[i], from - i * groups, end - i * groups, routed_in, &hidden);
         }
-#pragma omp for schedule(dynamic, 2)
-        for (int64_t task = 0; task < num_tasks; task++) {
-            if (task >= o.num_active * groups) {
-                for (int64_t n = 0; n < N; n += TOKENS) {
-                    int64_t rows[TOKENS];
-                    int T = (int)smaller(TOKENS, N - n);
-                    for (int t = 0; t < T; t++) rows[t] = n + t;
-                    int64_t group = task - o.num_active * groups;
-                    gate_group(&m->shared.gate, &m->shared.up, group, shared_in, rows, T, &shared, n);
-                }
-                continue;
-            }
-            expert_hidden(m, &o, o.active[task / groups], task % groups, routed_in, &hidden);
-        }
+        all = shared_groups;
+        for (int64_t end = 0, from; (from = claim(&next_shared, all, all, most, threads, &end)) < all;)
+            gate_all(&m->shared.gate, &m->shared.up, from, end, shared_in, N, &shared);
+#pragma omp barrier
 #pragma omp for schedule(dynamic) nowait
         for (int64_t from = 0; from < tiles; from += size) {
             int64_t end = smaller(from + size, tiles);
