@@ -22,6 +22,8 @@ BENCHMARKS: dict[str, str | None] = {
     "data_loader": None,
     "ranks_memory": None,
     "cpu_kernels": None,
+    "cpu_step": None,
+    "read_pieces": None,
     "fp8_gemm_error": None,
     "fp8_loss_gap": None,
     "small_state": None,
