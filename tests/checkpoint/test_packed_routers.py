@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ling.checkpoint import load_model
 from ling.checkpoint.doctor import examine
+from ling.checkpoint.pieces import open_pieces
+from ling.checkpoint.prepare import verify_packed
 from ling.checkpoint.prepared import packed_bytes
 from ling.model import CausalLM
 from ling.model.moe import Router
@@ -101,3 +103,23 @@ def test_memory_is_planned_with_routers_as_published(tmp_path: Path) -> None:
     model = load_model(save_tiny(tmp_path / "source", **EVEN), weights="int4")
     assert packed_bytes(model.config, "int4") == sum(t.nbytes for t in model.state_dict().values())
     assert dtypes(model.to(torch.float64)) == {torch.bfloat16}, "a cast of the model reached its routers"
+
+
+def test_files_of_an_interrupted_conversion_with_other_routers_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an earlier version of ling, which wrote float32: its shards end elsewhere."""
+    source = save_tiny(tmp_path / "source", **EVEN)
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("ling.checkpoint.prepare.exact_dtype", lambda _: torch.float32)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "prepared", max_shard_bytes=60_000, progress=interrupt)
+    assert [*tmp_path.glob(".prepared.partial-*/model-*.safetensors")]
+    prepared = prepare(source, tmp_path / "prepared", max_shard_bytes=60_000)
+    assert verify_packed(open_pieces(source), prepared, "int4") == len(load_model(prepared).state_dict())
+    assert stored(prepared) == {"BF16"}

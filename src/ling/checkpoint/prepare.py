@@ -43,7 +43,10 @@ def to_packed(
     """
     files, config = files_beside(source, tokenizer), source.config
     check_target(source, target, overwrite=overwrite)
-    resume = fingerprint(source, packed_config(config, weights), max_shard_bytes)
+    read = read_in_threads(source)
+    layout = [(spec.key, str(spec.dtype)) for entry in packed_entries(config, weights, read) for spec in entry.specs]
+    # Files of another layout, from an earlier version of ling, hold other tensors: they are none to go on from.
+    resume = fingerprint(source, packed_config(config, weights), layout, max_shard_bytes)
     matrices = f"{formats_told(weights)} ({METHOD})"
     storage = [
         f"Matrices stored as {matrices}, the embedding as published, routers as bfloat16 "
@@ -51,8 +54,7 @@ def to_packed(
     ]
     with atomic_directory(target, overwrite=overwrite, resume=resume) as partial:
         write_packed(
-            partial, config, weights, read_in_threads(source), max_shard_bytes=max_shard_bytes, workers=workers,
-            progress=progress,
+            partial, config, weights, read, max_shard_bytes=max_shard_bytes, workers=workers, progress=progress,
         )  # fmt: skip
         write_beside(partial, source, files, storage, name=target.name)
 
