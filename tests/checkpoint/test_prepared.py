@@ -282,3 +282,10 @@ def test_formats_are_told_as_they_are_given() -> None:
         assert formats_told(read_weights(text)).replace(", head int8", ",head=int8") == text
     assert formats_told(read_weights("mixed")) == "int4, head int8"
     assert read_weights("mixed,head=int4") == dict.fromkeys(KINDS, "int4")
+
+
+def test_packed_weights_are_not_saved_as_a_published_checkpoint(tmp_path: Path) -> None:
+    model = load_model(save_tiny(tmp_path / "source"), weights="int4")
+    with pytest.raises(CheckpointError, match=r"cannot write .*out: the model's weights are packed; save what they"):
+        save_model(model, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]

@@ -12,9 +12,11 @@ from torch import Tensor
 from ling.checkpoint.atomic import atomic_directory
 from ling.checkpoint.finite import check_finite
 from ling.checkpoint.names import SCALE_SUFFIX, Piece, published_pieces
+from ling.checkpoint.packing import matrices
 from ling.checkpoint.quantization import quantization_config
 from ling.checkpoint.writer import DEFAULT_SHARD_BYTES, Entry, TensorSpec, write_shards
 from ling.config import ModelConfig, write_published
+from ling.errors import CheckpointError
 from ling.model import CausalLM
 from ling.ops.fp8 import dequantize_e4m3_block, quantize_e4m3_block
 
@@ -66,10 +68,14 @@ def save_model(
     """Write `model` as a published checkpoint: shards, index, config.json.
 
     finish  is called with the directory before it appears under its name, to add tokenizer files and the like
-    The directory appears whole or not at all.
+    The directory appears whole or not at all. Raises CheckpointError for packed weights, which are for running alone.
     """
+    if any(module.packed is not None for _, module in matrices(model)):
+        raise CheckpointError(
+            f"cannot write {directory}: the model's weights are packed; save what they were made from, and pack that "
+            "with `ling convert --dtype`"
+        )
     state = model.state_dict()
-
     export = export or ExportFormat()
 
     def make(piece: Piece) -> tuple[Tensor, ...]:
