@@ -443,6 +443,7 @@ def test_generation_settings_are_written_where_there_are_none(published: Path, t
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_combination_of_options_verifies_or_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
