@@ -1,27 +1,16 @@
 """Matrices of bfloat16 values give the bits that the same values give in float32, on every instruction set."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from tests.ops.cpu.weights import FORMATS, MOE_SHAPES, Format, MoeShape, draw, levels, moe_weights, threads
+from tests.ops.cpu.weights import FORMATS, MOE_SHAPES, Format, MoeShape, draw, moe_weights, threads
 from torch import Tensor
 
 from ling.errors import BackendError
 from ling.ops.backend import use_backend
 from ling.ops.cpu import linear as linear_twin
 from ling.ops.cpu import moe as moe_twin
-from ling.ops.cpu.library import opened
 from ling.ops.linear import linear
 from ling.ops.moe import MoeWeights, moe_layer
-
-
-@pytest.fixture(params=["avx512", "avx2", "plain"])
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in levels():
-        pytest.skip(f"this processor has no {request.param}")
-    with opened().at_level(request.param):
-        yield request.param
 
 
 def narrow(*shape: int, seed: int = 0) -> Tensor:

@@ -26,14 +26,6 @@ def nothing_learns() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["avx512", "avx2", "plain"])
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in levels():
-        pytest.skip(f"this processor has no {request.param}")
-    with opened().at_level(request.param):
-        yield request.param
-
-
 def empty(blocks: int, K: int, D: int, format: torch.dtype) -> BlockStore:
     keys, values = (torch.zeros(blocks, P, K, D, dtype=format) for _ in range(2))
     if format != torch.float8_e4m3fn:

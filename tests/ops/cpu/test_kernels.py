@@ -1,7 +1,5 @@
 """Each C twin against the reference: odd shapes, every format, every instruction set that this processor has."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from tests.ops.cpu.weights import (
@@ -12,7 +10,6 @@ from tests.ops.cpu.weights import (
     MoeShape,
     attention_weights,
     draw,
-    levels,
     moe_weights,
     rounded,
     threads,
@@ -24,7 +21,6 @@ from torch import Tensor
 from ling.errors import BackendError
 from ling.ops.attention import AttentionWeights, HeadShape, attention_step
 from ling.ops.backend import use_backend
-from ling.ops.cpu.library import opened
 from ling.ops.linear import Projection, linear
 from ling.ops.mlp import swiglu_mlp
 from ling.ops.moe import moe_layer
@@ -35,13 +31,7 @@ from ling.ops.ragged import Ragged
 from ling.ops.rope import Rope
 from ling.testing.tolerances import assert_close
 
-
-@pytest.fixture(params=["avx512", "avx2", "plain"], autouse=True)
-def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param not in levels():
-        pytest.skip(f"this processor has no {request.param}")
-    with opened().at_level(request.param), torch.no_grad():
-        yield request.param
+pytestmark = pytest.mark.usefixtures("level")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -207,9 +207,9 @@ static void times(const Matrix *m, int64_t tile, const Input *in, const int64_t 
 
 /* Numbers of threads and sizes of tasks. Results never depend on them.
  *
- * Few rows are bound by memory, which is slow to come to a place it was not at: on two Zen 4 cores that read 54 GB/s in
- * pieces of a megabyte, pieces of 32, 64, 128 and 256 KiB gave 32, 39, 44 and 50. So a task takes a long piece. With
- * many rows it takes no more than stays in the cache while they use it.
+ * Few rows are bound by memory, which is slow to come to a place it was not at: two Zen 4 cores that read 51 GB/s in
+ * pieces of 4 MiB read 25, 36, 40 and 43 in pieces of 32, 64, 128 and 256 KiB (benchmarks/read_pieces.py). So a task takes
+ * a long piece. With many rows it takes no more than stays in the cache while they use it.
  */
 enum { TASK_BYTES = 1 << 18 };
 enum { WORTH_A_THREAD = 1 << 17 }; /* weights times rows; below, waking threads costs more than it gains */
