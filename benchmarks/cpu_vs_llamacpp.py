@@ -17,8 +17,9 @@ Ours is int8 beside Q8_0, and int4 with the head in int8 beside Q4_0, whose head
 
 The side that begins changes with every round where all are resident; whoever waits is stopped. Read bandwidth is
 measured around every burst, with as many threads, and a step's GB/s are its weights and its cache: each expert that is
-read, once; the embedding's rows not at all. Results are saved after every round: run the parts that are missing with
---parts, and they are put beside those of the last run with the same settings.
+read, once; the embedding's rows not at all. Both sides read the whole head, unless --shortlist lets ours choose as it
+does when it serves. Results are saved after every round: run the parts that are missing with --parts, and they are put
+beside those of the last run with the same settings.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main() -> None:
     given = arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no side is left behind
     torch.set_num_threads(given.threads)
-    settings = {name: getattr(given, name) for name in SETTINGS}
+    settings = {name: getattr(given, name) for name in SETTINGS} | ({"shortlist": True} if given.shortlist else {})
     record = Record("cpu-vs-llamacpp" + (f"-{given.name}" if given.name else ""), settings, given.out)
     with ExitStack() as stack:
         scratch = given.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpu-")))
@@ -98,6 +99,7 @@ def arguments(words: list[str] | None = None) -> Any:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--pages", default="mapped", help="ours: mapped, copied or locked")
     parser.add_argument("--cache", default="auto", help="ours: as ling serve --kv-cache-dtype")
+    parser.add_argument("--shortlist", action="store_true", help="ours chooses by half of the head first, as it serves")
     parser.add_argument("--no-repack", action="store_true", help="llama.cpp reads weights as they lie in the file")
     parser.add_argument("--ours-alone", action="store_true")
     parser.add_argument("--alternate", action="store_true", help="one engine in memory at a time, its file read first")
@@ -141,7 +143,8 @@ def contender_of(
     full = shape(preset, None).num_hidden_layers
     config = shape(preset, min(layers, full) if layers else full)
     model = scratch / f"{preset}-{config.num_hidden_layers}-{form}{'' if engine == 'ling' else '.gguf'}"
-    own = {"pages": given.pages, "cache": given.cache} if engine == "ling" else {"repack": not given.no_repack}
+    own = {"pages": given.pages, "cache": given.cache, "shortlist": given.shortlist}
+    own = own if engine == "ling" else {"repack": not given.no_repack}
     return Contender(engine, model, config, form, {"threads": given.threads} | own)
 
 

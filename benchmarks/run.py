@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, str | None] = {
     "ranks_memory": None,
     "cpu_kernels": None,
     "cpu_step": None,
+    "head_shortlist": None,
     "read_pieces": None,
     "fp8_gemm_error": None,
     "fp8_loss_gap": None,

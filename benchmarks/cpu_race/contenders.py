@@ -25,7 +25,9 @@ from ling.compat.handover import plan_handover, write_handover
 from ling.config import ModelConfig
 from ling.config.engine import EngineConfig
 from ling.engine.bundled import bundled_directory
+from ling.engine.head import MOST_ROWS
 from ling.engine.sizing import bytes_per_block
+from ling.ops.cpu.library import opened
 
 BEST_Q4 = "q4_0,head=q6_k"
 """What llama.cpp's own quantiser writes for Q4_0."""
@@ -57,6 +59,8 @@ class Contender:
             return 0.0
         held = asked["streams"] * (asked["context"] + asked["tokens"] / 2)
         shared, routed = self._weight_bytes
+        if self.options.get("shortlist") and asked["streams"] <= MOST_ROWS[opened().level]:
+            shared -= self.config.vocab_size * self.config.hidden_size / 2
         return shared + routed * experts / max(1, self.config.num_experts) + self.cache_bytes * held
 
     def needs_bytes(self, length: int) -> float:

@@ -30,7 +30,7 @@ _COUNTED_PROMPT = 8
 
 
 def start(
-    model: str, *, threads: int, length: int, streams: int, vocabulary: int, pages: str, cache: str
+    model: str, *, threads: int, length: int, streams: int, vocabulary: int, pages: str, cache: str, shortlist: bool
 ) -> tuple[dict[str, Any], Answer]:
     torch.set_num_threads(threads)
     begin = time.perf_counter()
@@ -41,7 +41,7 @@ def start(
         EngineConfig(
             max_model_len=length, max_num_seqs=streams, max_num_batched_tokens=max(BATCH, 4 * streams),
             block_size=_BLOCK, num_blocks=-(-length // _BLOCK) + streams * _MORE_BLOCKS, drafting="none",
-            kv_cache_dtype=cache,  # type: ignore[arg-type]
+            kv_cache_dtype=cache, head_shortlist=shortlist,  # type: ignore[arg-type]
         ),
     )  # fmt: skip
     fill(engine.runner.cache)

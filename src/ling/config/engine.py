@@ -44,6 +44,9 @@ class EngineConfig:
     """With more answers running nothing is drafted, unless `adaptive_drafts` is off: batches fill the device anyway."""
     adaptive_drafts: bool = True
     """False: always propose `num_speculative_tokens`."""
+    head_shortlist: bool = True
+    """On a CPU with a large head of int8: look at 4 bits of each weight first where a choice is greedy, by temperature
+    alone or of a top-k, and read whole only what it can still fall on. Takes half the head's bytes once more."""
     batch_invariant: bool = False
     """Same bits for a request whatever runs beside it; costs speed where kernels are a library's."""
     seed: int = 0

@@ -140,6 +140,16 @@ def describe(engine: Engine) -> list[str]:
         f"limits: {config.max_num_seqs} answers at once, {sizes.max_num_batched_tokens} tokens per step, "
         f"{config.max_num_queued} waiting requests",
         f"batch invariance: {invariance}",
+        *_shortlist(engine),
+    ]
+
+
+def _shortlist(engine: Engine) -> list[str]:
+    head = engine.runner.head
+    if head is None or not head.nbytes:
+        return []
+    return [
+        f"head: greedy, by temperature or top-k, 4 of its 8 bits are read first ({head.nbytes / 2**20:.0f} MiB more)"
     ]
 
 

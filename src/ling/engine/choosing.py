@@ -33,17 +33,19 @@ def choose(runner: Runner, sequences: SequenceOf[Sequence], hidden: SequenceOf[T
     # A prompt is asked for its last row only; a verification for every row.
     counts = [1 + len(s.drafts) for s in sequences]
     asked = [h if h.shape[0] == n else h[-n:] for h, n in zip(hidden, counts)]
-    logits = runner.logits(torch.cat(asked) if len(asked) > 1 else asked[0])
+    only_chosen = all(s.matcher is None and s.params.logprobs is None for s in sequences)
+    rows = [row for s in sequences for row in _rows(s)] if only_chosen else None
+    logits = runner.logits(torch.cat(asked) if len(asked) > 1 else asked[0], rows)
     by_sequence = logits.split(counts)
-    return list(zip(by_sequence, _sample_all(sequences, logits, by_sequence)))
+    return list(zip(by_sequence, _sample_all(sequences, logits, by_sequence, rows)))
 
 
 def _sample_all(
-    sequences: SequenceOf[Sequence], logits: Tensor, by_sequence: SequenceOf[Tensor]
+    sequences: SequenceOf[Sequence], logits: Tensor, by_sequence: SequenceOf[Tensor], rows: list[Row] | None
 ) -> list[list[int] | Exception]:
     """Sample all rows at once; where that fails each sequence by itself, so that an error takes only its own."""
     try:
-        chosen = iter(sample(logits, [row for s in sequences for row in _rows(s)]))
+        chosen = iter(sample(logits, [row for s in sequences for row in _rows(s)] if rows is None else rows))
         return [[next(chosen) for _ in range(1 + len(s.drafts))] for s in sequences]
     except Exception:
         logger.debug("a batch could not be sampled; each sequence by itself", exc_info=True)

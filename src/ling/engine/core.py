@@ -77,7 +77,8 @@ class Engine:
         lookahead = most if self.drafting == "mtp" else 0
         longest = self.sizes.max_model_len + lookahead + 1
         drafts, invariant = self.drafting == "mtp", self.config.batch_invariant
-        self.runner = Runner(model, cache, longest, invariant=invariant, drafts=drafts)
+        shortlist = self.config.head_shortlist
+        self.runner = Runner(model, cache, longest, invariant=invariant, drafts=drafts, shortlist=shortlist)
         self._mtp = MtpDrafter(self.runner) if self.drafting == "mtp" else None
         self.scheduler = Scheduler(self.blocks, self.sizes.max_num_batched_tokens, self.config.max_num_seqs, lookahead)
         self._answers: dict[str, list[Sequence]] = {}

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ling.engine.cache import PagedCache, Part, lay_out
+from ling.engine.head import HeadShortlist
+from ling.engine.sampler import Row
 from ling.engine.whole_step import WholeStep
 from ling.errors import BackendError
 from ling.model import CausalLM
@@ -34,10 +36,18 @@ class Runner:
     invariant  results for a row do not depend on the other rows: by kernels that compute each element in one order
                where the whole model goes through them, otherwise by padding rows to fixed multiples
     drafts     the MTP layer is going to be asked
+    shortlist  choices are to read less of the head where they can
     """
 
     def __init__(
-        self, model: CausalLM, cache: PagedCache, longest: int, *, invariant: bool = False, drafts: bool = True
+        self,
+        model: CausalLM,
+        cache: PagedCache,
+        longest: int,
+        *,
+        invariant: bool = False,
+        drafts: bool = True,
+        shortlist: bool = False,
     ) -> None:
         self.model = model
         self.cache = cache
@@ -51,6 +61,7 @@ class Runner:
         self._whole_draft = WholeStep(model, cache, self._rotations.rope, draft=True) if self._drafts else None
         if invariant and not self._runs_through("cpu"):
             self._backend, self._multiple = "invariant", ROWS
+        self.head = HeadShortlist(model) if shortlist and not self.pads else None
 
     @property
     def pads(self) -> bool:
@@ -113,11 +124,17 @@ class Runner:
         if not self._suits(whole, parts):
             return None
         rows = torch.cat([*hidden]) if len(hidden) > 1 else hidden[0]
-        return whole.propose(parts, tokens, rows, temperatures, keys)
+        shortlist = None if self.head is None else self.head.ready(len(temperatures))
+        return whole.propose(parts, tokens, rows, temperatures, keys, shortlist)
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return (N, V) float32."""
+    def logits(self, hidden: Tensor, rows: SequenceOf[Row] | None = None) -> Tensor:
+        """Return (N, V) float32.
+
+        rows  what tokens are chosen by, if they are all that logits are for: others than those may be -inf
+        """
+        if rows is not None and self.head is not None and (found := self.head.logits(hidden, rows)) is not None:
+            return found
         padding = -len(hidden) % self._multiple
         with self._through():
             logits = self.model.logits(pad(hidden, (0, 0, 0, padding)) if padding else hidden)

@@ -112,7 +112,7 @@ class MtpDrafter:
                 rows.append(choice_row(s, s.drafts, _allowed_after(s)))
             except RequestError:  # a grammar at its limits: the next choice ends this request with the reason
                 rows.append(choice_row(s, s.drafts, None))
-        chosen = sample(self.runner.logits(torch.cat([h for _, h in live])), rows)
+        chosen = sample(self.runner.logits(torch.cat([h for _, h in live]), rows), rows)
         for (s, _), token in zip(live, chosen):
             if token not in s.stop_ids:
                 s.drafts.append(token)

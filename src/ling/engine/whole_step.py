@@ -26,6 +26,7 @@ from ling.model.norm import RMSNorm
 from ling.ops.backend import forced_backend
 from ling.ops.cpu import library as lib
 from ling.ops.cpu import paged_attention, stack
+from ling.ops.cpu.shortlist import Shortlist
 from ling.ops.cpu.stack_structs import JoinWeights, LayerWeights
 from ling.ops.linear import Weight
 from ling.ops.packed import PackedWeight, quantize
@@ -71,12 +72,16 @@ class WholeStep:
         hidden: Tensor,
         temperatures: SequenceOf[float],
         keys: SequenceOf[int],
+        shortlist: Shortlist | None = None,
     ) -> list[list[int]] | None:
-        """Run and draft as `ops.cpu.stack.Stack.propose`; None, nothing done, if the kernels cannot read the head."""
+        """Run and draft as `ops.cpu.stack.Stack.propose`; None, nothing done, if the kernels cannot read the head.
+
+        shortlist  of the model's head, whose sketch is to be looked at first
+        """
         if self._head is None:
             return None
         rows = self._lay_out(parts, tokens, ahead=len(keys) // len(temperatures))
-        return self._run.propose(rows, hidden, self._head, array("f", temperatures), array("Q", keys))
+        return self._run.propose(rows, hidden, shortlist or self._head, array("f", temperatures), array("Q", keys))
 
     def _lay_out(
         self, parts: SequenceOf[Part], tokens: SequenceOf[SequenceOf[int]], *, ahead: int = 0

@@ -92,6 +92,8 @@ LIMITS = (
          vllm="--seed", sglang="--random-seed"),
     Flag(name="batch_invariant", kind=bool, default=False, spelt=("--batch-invariant",),
          help="The same answer whatever else runs.", translated=True),
+    Flag(name="head_shortlist", kind=bool, default=True, spelt=("--head-shortlist/--no-head-shortlist",),
+         help="On a CPU, read half of a large int8 head where that tells who can be chosen."),
     Flag(name="request_timeout", kind=float, default=3600.0, help="Seconds for an answer, waiting included; 0: any."),
     Flag(name="shutdown_timeout", kind=float, default=10.0, help="Seconds for running answers after SIGTERM.",
          vllm="--shutdown-timeout"),

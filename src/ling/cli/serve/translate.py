@@ -85,6 +85,7 @@ def engine_config(options: Any, *, kv_cache_gib: float | None = None) -> EngineC
         kv_cache_gib=gib or 0.0,
         kv_cache_dtype=kinds[options.kv_cache_dtype],
         enable_prefix_caching=options.enable_prefix_caching,
+        head_shortlist=options.head_shortlist,
         batch_invariant=options.batch_invariant,
         seed=options.seed,
         **drafting(options),

@@ -52,6 +52,8 @@ _SIGNATURES = {
     "ling_attend": [_pointer, _pointer, _int64, _int64, _pointer],
     "ling_stack": [_pointer, _int64, _int64, _pointer, _pointer],
     "ling_choose": [_pointer, _int64, _int64, _int64, *[_pointer] * 3],
+    "ling_sketch": [_pointer, _int64, _pointer, _pointer],
+    "ling_shortlist": [_pointer, _pointer, _int64, _int64, *[_pointer] * 3],
     "ling_propose": [_int64, _int64, *[_pointer] * 4],
     "ling_pack": [_pointer, _int64, _int64, _int64, _int64, _pointer, _pointer],
 }
@@ -73,7 +75,8 @@ class Library:
         c = self._c
         self.linear, self.mlp, self.moe, self.rms_norm = c.ling_linear, c.ling_mlp, c.ling_moe, c.ling_rms_norm
         self.heads, self.attend, self.stack, self.pack = c.ling_heads, c.ling_attend, c.ling_stack, c.ling_pack
-        self.choose, self.propose = c.ling_choose, c.ling_propose
+        self.choose, self.sketch, self.shortlist = c.ling_choose, c.ling_sketch, c.ling_shortlist
+        self.propose = c.ling_propose
         self.level = ""
         self._choose(None)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ling.ops.cpu import library as lib
 from ling.ops.cpu import mlp, moe, paged_attention
+from ling.ops.cpu.shortlist import Shortlist
 from ling.ops.cpu.stack_structs import (
     CDrafts,
     CLayer,
@@ -94,12 +95,17 @@ class Stack:
         return y, found != lib.NOT_FINITE
 
     def propose(
-        self, rows: NewRows, hidden: Tensor, head: Weight, temperatures: "array[float]", keys: "array[int]"
+        self,
+        rows: NewRows,
+        hidden: Tensor,
+        head: Weight | Shortlist,
+        temperatures: "array[float]",
+        keys: "array[int]",
     ) -> list[list[int]]:
         """Run an MTP layer as `run`, then choose drafts behind the first sequences, each behind the one before it.
 
         rows          tables must have room for as many slots more
-        head          (V, H)
+        head          (V, H), or it with its sketch
         temperatures  (count,) float32, as `ops.choice` takes them
         keys          (most, count) uint64
         return        `most` tokens for each of `count` sequences
@@ -107,8 +113,12 @@ class Stack:
         count = len(temperatures)
         most = len(keys) // count
         hidden, chosen = hidden.contiguous(), array("q", bytes(8 * count * most))
-        matrix = lib.CMatrix(*lib.fields(head, head.shape[0]))
-        drafts = CDrafts(ctypes.addressof(matrix), _address(temperatures), _address(keys), count, most)
+        sketch, read_again = head.address(count * most) if isinstance(head, Shortlist) else (0, 0)
+        weight = head.weight if isinstance(head, Shortlist) else head
+        matrix = lib.CMatrix(*lib.fields(weight, weight.shape[0]))
+        drafts = CDrafts(
+            ctypes.addressof(matrix), sketch, _address(temperatures), _address(keys), count, most, read_again
+        )
         step = self._describe_step(rows, hidden)
         asked = (self._address, ctypes.byref(step), ctypes.byref(drafts), _address(chosen))
         lib.check(lib.opened().propose(len(rows.tokens), torch.get_num_threads(), *asked))

@@ -82,8 +82,9 @@ class CDrafts(ctypes.Structure):
     """`Drafts` of kernels.h."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("head", "temperatures", "keys")),
+        *((name, ctypes.c_void_p) for name in ("head", "sketch", "temperatures", "keys")),
         *((name, ctypes.c_int64) for name in ("count", "most")),
+        ("read_again", ctypes.c_void_p),
     ]
 
 

@@ -122,12 +122,27 @@ typedef struct {
     const uint64_t *keys;      /* (N,) */
 } Chance;
 
+/* A matrix in half of its bytes, for a first look (shortlist.h). */
+typedef struct {
+    const uint8_t *codes;  /* tiles as of int4 */
+    const uint8_t *dither; /* a value for each column, whole groups of them */
+} Sketch;
+
+/* Which logits of each row are wanted: the largest ones, or those that its noise may choose. */
+typedef struct {
+    const int64_t *ranks; /* (N,) how many of the largest, at most MOST_RANKED; 0: what the noise may choose */
+    Chance chance;        /* of the rows with 0 */
+    int64_t *read_again;  /* counts tiles of the matrix itself that were multiplied */
+} Wanted;
+
 /* What an MTP layer is to propose behind the first `count` sequences of a step. */
 typedef struct {
     const Matrix *head;
+    const Sketch *sketch; /* of the head, or NULL */
     const float *temperatures; /* (count,) */
     const uint64_t *keys;      /* (most, count) */
     int64_t count, most;
+    int64_t *read_again;
 } Drafts;
 
 /* All return 0, or 1 where memory ran out, 2 where what came out is not finite, 3 where a token or position is none. */
@@ -141,6 +156,8 @@ typedef struct {
     int (*attend)(const Rows *, const Paged *);
     int (*stack)(const Rows *, const Stack *, const Step *);
     int (*choose)(const Rows *, int64_t V, const Chance *, int64_t *chosen);
+    int (*sketch)(const Matrix *, int64_t threads, const uint8_t *dither, uint8_t *codes);
+    int (*shortlist)(const Rows *, const Matrix *, const Sketch *, const Wanted *);
     int (*propose)(const Rows *, const Stack *, const Step *, const Drafts *, int64_t *chosen);
     int (*pack)(const Rows *, int64_t K, int64_t format, uint8_t *codes, uint16_t *scales);
 } Level;

@@ -18,7 +18,9 @@
 #include "attention.h"
 #include "stack.h"
 #include "choose.h"
+#include "shortlist.h"
 #include "propose.h"
 #include "pack.h"
 
-const Level LEVEL_TABLE = {LEVEL_NAME, linear, mlp, moe, rms_norm, heads, attend, stack, choose_tokens, propose, pack};
+const Level LEVEL_TABLE = {LEVEL_NAME, linear, mlp,           moe,    rms_norm,  heads,   attend,
+                           stack,      choose_tokens, sketch, shortlist, propose, pack};

@@ -32,7 +32,7 @@ const char *ling_choose_level(const char *name) {
 int64_t ling_num_formats(void) { return NUM_FORMATS; }
 
 /* Memory is kept for the next call: a step makes the same calls layer after layer. */
-enum { SLOTS = 6 };
+enum { SLOTS = 7 };
 static _Thread_local struct {
     void *memory;
     int64_t bytes;
@@ -100,6 +100,16 @@ int ling_choose(const float *logits, int64_t N, int64_t threads, int64_t V, cons
     Rows r = {logits, NULL, N, threads};
     Chance chance = {temperatures, keys};
     return chosen->choose(&r, V, &chance, tokens);
+}
+
+int ling_sketch(const Matrix *m, int64_t threads, const uint8_t *dither, uint8_t *codes) {
+    return chosen->sketch(m, threads, dither, codes);
+}
+
+int ling_shortlist(const float *x, float *y, int64_t N, int64_t threads, const Matrix *m, const Sketch *sketch,
+                   const Wanted *wanted) {
+    Rows r = {x, y, N, threads};
+    return N ? chosen->shortlist(&r, m, sketch, wanted) : 0;
 }
 
 int ling_propose(int64_t N, int64_t threads, const Stack *s, const Step *step, const Drafts *d, int64_t *tokens) {

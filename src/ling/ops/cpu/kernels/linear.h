@@ -1,6 +1,6 @@
 /* One matrix times N rows; and the SwiGLU feed-forward, two such steps with the gate between them. */
 
-enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS, SCRATCH_STACK, SCRATCH_DRAFTS };
+enum { SCRATCH_INPUT, SCRATCH_HIDDEN, SCRATCH_MISC, SCRATCH_FLOATS, SCRATCH_STACK, SCRATCH_DRAFTS, SCRATCH_ROUGH };
 
 /* The rows of x as m wants them; NULL codes and values where memory ran out. Filled by `fill_input` in parallel. */
 static Input make_input(const float *x, int64_t N, const Matrix *m, int slot) {

@@ -19,7 +19,9 @@ static int propose(const Rows *r, const Stack *s, const Step *step, const Drafts
         if (found == 1 || found == 3) return found; /* a draft that is not finite is a draft that is wrong */
         Rows read = {hidden, logits, B, threads}, scored = {logits, NULL, B, threads};
         Chance chance = {d->temperatures, d->keys + depth * B};
-        if (linear(&read, d->head, NULL) || choose_tokens(&scored, V, &chance, tokens)) return 1;
+        Wanted wanted = {NULL, chance, d->read_again};
+        if (d->sketch ? shortlist(&read, d->head, d->sketch, &wanted) : linear(&read, d->head, NULL)) return 1;
+        if (choose_tokens(&scored, V, &chance, tokens)) return 1;
         for (int64_t b = 0; b < B; b++) chosen[b * d->most + depth] = tokens[b], spans[3 * b + 1]++;
         if (depth + 1 == d->most) return 0;
         Rows layer = {NULL, next, B, threads};

@@ -20,6 +20,7 @@ INLINE V v_max(V x, V y) { return PAIR(_mm256_max_ps); }
 INLINE V v_min(V x, V y) { return PAIR(_mm256_min_ps); }
 INLINE __m256 abs8(__m256 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 INLINE __m256 round8(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE V v_sqrt(V x) { return BOTH(_mm256_sqrt_ps); }
 INLINE V v_abs(V x) { return BOTH(abs8); }
 INLINE V v_round(V x) { return BOTH(round8); }
 INLINE V v_fma(V x, V y, V z) { return (V){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }

@@ -20,6 +20,7 @@ INLINE V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
 INLINE V v_div(V a, V b) { return _mm512_div_ps(a, b); }
 INLINE V v_max(V a, V b) { return _mm512_max_ps(a, b); }
 INLINE V v_min(V a, V b) { return _mm512_min_ps(a, b); }
+INLINE V v_sqrt(V a) { return _mm512_sqrt_ps(a); }
 INLINE V v_abs(V a) { return _mm512_abs_ps(a); }
 INLINE V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE V v_round(V a) { return _mm512_roundscale_ps(a, 0); }

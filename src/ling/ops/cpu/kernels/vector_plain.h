@@ -18,6 +18,7 @@ INLINE V v_mul(V a, V b) { EACH(a.v[i] * b.v[i]); }
 INLINE V v_div(V a, V b) { EACH(a.v[i] / b.v[i]); }
 INLINE V v_max(V a, V b) { EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 INLINE V v_min(V a, V b) { EACH(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+INLINE V v_sqrt(V a) { EACH(sqrtf(a.v[i])); }
 INLINE V v_abs(V a) { EACH(fabsf(a.v[i])); }
 INLINE V v_round(V a) { EACH(rintf(a.v[i])); }
 #ifdef __FP_FAST_FMAF
