@@ -1,5 +1,7 @@
 """Choices that read less of the head: the tokens of all of it, and only where nothing else is wanted of logits."""
 
+import errno
+import os
 from functools import cache
 from typing import Any
 
@@ -168,17 +170,52 @@ def test_another_weight_has_another_sketch() -> None:
     assert isinstance(weight, PackedWeight)
     x = weight.dequantize(torch.float32)[40:41]
     with torch.no_grad():
-        for change in ("in place", "replaced"):
+        for change in ("in place", "replaced", "moved", "scales moved"):
             weight = model.head()
             assert isinstance(weight, PackedWeight)
+            negative, before = (256 - weight.codes.long()).to(torch.uint8), (weight.codes.data, weight.scales.data)
             if change == "in place":
-                weight.codes.copy_(256 - weight.codes.long())  # of the other sign
-            else:
+                weight.codes.copy_(negative)
+            elif change == "replaced":
                 assert model.lm_head is not None
-                model.lm_head.weight = torch.nn.Parameter((256 - weight.codes.long()).to(torch.uint8), False)
-            found = of.logits(x, [row])
+                model.lm_head.weight = torch.nn.Parameter(negative, False)
+            elif change == "moved":
+                weight.codes.data = negative
+            else:
+                weight.scales.data = 2 * weight.scales
+            found, expected = of.logits(x, [row]), model.logits(x)
             assert found is not None
-            assert found.argmax() == model.logits(x).argmax()
+            assert found.argmax() == expected.argmax(), change
+            assert torch.equal(found[found > -torch.inf], expected[found > -torch.inf]), change
+            del before  # what was looked at until now stayed there
+
+
+def test_a_head_whose_changes_nobody_counts_is_read_whole() -> None:
+    with torch.inference_mode():
+        model = load_model(bundled_directory(), weights="int8").requires_grad_(False)  # type: ignore[arg-type]
+    assert model.head().codes.is_inference()  # type: ignore[union-attr]
+    assert HeadShortlist(model).ready(1) is None
+
+
+def test_hidden_states_of_two_bytes_read_all() -> None:
+    of, row = HeadShortlist(loaded("int8")[0]), Row(SamplingParams(temperature=0.0), 0, 0, [1], 1)
+    hidden = torch.randn(1, loaded("int8")[0].config.hidden_size)
+    assert of.logits(hidden.bfloat16(), [row]) is None
+    assert of.logits(hidden, [row]) is not None
+
+
+def test_without_memory_for_a_sketch_all_is_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(size: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("ling.engine.head.anonymous_pages", refused)
+    of = engine()
+    assert len(answers(of, SamplingParams(temperature=0.0, max_tokens=4))[0]) == 4
+    assert caplog.messages == [
+        "choices read the whole head: there is no memory for its sketch (Cannot allocate memory)"
+    ]
 
 
 def test_only_a_large_head_of_int8_has_a_sketch(monkeypatch: pytest.MonkeyPatch) -> None:

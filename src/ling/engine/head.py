@@ -29,12 +29,15 @@ _MOST_READ_AGAIN = 0.25
 
 
 class HeadShortlist:
-    """The head of a model with its sketch, made anew where the weight has changed."""
+    """The head of a model with its sketch, made anew where the weight has changed or lies elsewhere.
+
+    What is written past torch's count of changes, such as through `.data`, is not seen.
+    """
 
     def __init__(self, model: CausalLM) -> None:
         self._model = model
         self._weight: Weight | None = None
-        self._version = 0
+        self._state: tuple[int, ...] = ()
         self._known: Shortlist | None = None
         self._count = self._pause = 0
         self._look()
@@ -46,7 +49,7 @@ class HeadShortlist:
 
     def logits(self, hidden: Tensor, rows: SequenceOf[Row]) -> Tensor | None:
         """Return (N, V) as `Shortlist.logits` for what these rows choose by; None where all is better read whole."""
-        if len(rows) > _most_rows():
+        if len(rows) > _most_rows() or hidden.dtype != torch.float32:
             return None
         wanted = [own for row in rows if (own := _wanted(row)) is not None]
         if len(wanted) != len(rows) or (known := self.ready(len(rows))) is None:
@@ -75,17 +78,29 @@ class HeadShortlist:
 
     def _look(self) -> None:
         weight = self._model.head()
-        version = weight.codes._version if isinstance(weight, PackedWeight) and not weight.codes.is_inference() else 0
-        if weight is self._weight and version == self._version:
+        state = _state_of(weight)
+        if weight is self._weight and state == self._state:
             return
-        self._weight, self._version = weight, version
+        self._weight, self._state = weight, state
         self._known, self._count, self._pause = None, 0, 0
         if (reason := _rather_not(weight)) is not None:
             logger.debug("choices read the whole head: %s", reason)
             return
         assert isinstance(weight, PackedWeight)
-        room = anonymous_pages(shortlist.room_for(weight))
+        try:
+            room = anonymous_pages(shortlist.room_for(weight))
+        except OSError as error:  # nothing depends on it but speed
+            logger.warning("choices read the whole head: there is no memory for its sketch (%s)", error.strerror)
+            return
         self._known = Shortlist(weight, torch.frombuffer(room, dtype=torch.uint8))
+
+
+def _state_of(weight: Weight) -> tuple[int, ...]:
+    """Return what changes where the values of a packed weight do, or the places where they lie."""
+    if not isinstance(weight, PackedWeight):
+        return ()
+    version = 0 if weight.codes.is_inference() else weight.codes._version
+    return version, weight.codes.data_ptr(), weight.scales.data_ptr()
 
 
 def _rather_not(weight: Weight) -> str | None:
@@ -95,6 +110,8 @@ def _rather_not(weight: Weight) -> str | None:
     assert isinstance(weight, PackedWeight)
     if weight.nbytes < LEAST_BYTES:
         return "it is small"
+    if weight.codes.is_inference():
+        return "it is an inference tensor, whose changes nobody counts"
     return None if _most_rows() else "plain C computes more slowly than it reads"
 
 

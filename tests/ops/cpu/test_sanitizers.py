@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[3]
 KERNELS = ROOT / "src/ling/ops/cpu/kernels"
 TESTS = [*sorted(Path(__file__).parent.glob("test_*.py")), ROOT / "tests/ops/test_packed.py",
          ROOT / "tests/ops/test_choice.py", ROOT / "tests/engine/test_whole_step.py",
-         ROOT / "tests/engine/test_schedules.py"]  # fmt: skip
+         ROOT / "tests/engine/test_head.py", ROOT / "tests/engine/test_schedules.py"]  # fmt: skip
 NOT_DRIVERS = ("test_library.py", "test_sanitizers.py")
 """They build and open libraries themselves."""
 FLAGS = ["-std=gnu11", "-O1", "-g1", "-fno-var-tracking", "-fPIC", "-fopenmp", "-ffp-contract=off", "-shared",

@@ -180,6 +180,17 @@ def test_activations_of_any_size_choose_the_same(size: float, level: str) -> Non
     assert got.argmax(1).tolist() == expected.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("size", [1e-44, 1e-42, 1e-20, 1e20, 1e36, 3e37])
+def test_activations_at_the_ends_of_float32_choose_the_same(size: float, level: str) -> None:
+    """All are of one sign, and then so is what sums of codes lack: more than float32 holds where the product is not."""
+    known = Shortlist(quantize(1e-3 * draw(1003, 64), "int8"))
+    x = (-size * draw(8, 64, seed=2).abs().double()).float()
+    got, expected = known.logits(x, [Wanted(1), Wanted(3)] * 4), whole(x, known)
+    assert torch.equal(got[kept(got)], expected[kept(got)])
+    assert got.argmax(1).tolist() == expected.argmax(1).tolist()
+    assert torch.equal(got[1::2].topk(3).values, expected[1::2].topk(3).values)
+
+
 def test_a_group_that_only_some_weights_meet_counts_for_them() -> None:
     """Activations that dwarf all others, where most rows have zeros: those rows are told apart by the others."""
     values, x = draw(640, 96), draw(8, 96, seed=4)
@@ -227,7 +238,8 @@ def test_what_is_not_finite_reads_all_and_spoils_its_own_row_alone(wrong: float,
 
 def test_only_one_matrix_of_int8_has_a_sketch() -> None:
     assert why_not(quantize(draw(33, 64), "int8")) is None
-    for other in (quantize(draw(33, 64), "int4"), quantize(draw(2, 33, 64), "int8"), draw(33, 64), None):
+    two = quantize(draw(33, 64), "int8", (16, 17))
+    for other in (quantize(draw(33, 64), "int4"), quantize(draw(2, 33, 64), "int8"), two, draw(33, 64), None):
         assert why_not(other) == "it is not one matrix of int8"
 
 

@@ -50,7 +50,7 @@ class CWanted(ctypes.Structure):
 
 def why_not(weight: object) -> str | None:
     """Why a matrix has no sketch, or None."""
-    if not isinstance(weight, PackedWeight) or weight.format != "int8" or len(weight.codes.shape) != 5:
+    if not isinstance(weight, PackedWeight) or weight.format != "int8" or weight.codes.dim() != 5 or weight.rows[1:]:
         return "it is not one matrix of int8"
     return lib.missing() or lib.why_not_weight(weight)
 
@@ -99,7 +99,7 @@ class Shortlist:
         (N, H), (V, K) = x.shape, self.weight.shape
         assert H == K, (H, K)
         assert len(wanted) == N, (len(wanted), N)
-        assert all(0 <= own.rank <= MOST_RANKED for own in wanted), wanted
+        assert all(1 <= own.rank <= MOST_RANKED or own.rank == 0 < own.temperature for own in wanted), wanted
         x, y = x.contiguous(), torch.empty(N, V)
         columns = [array(code, values) for code, values in zip("qfQ", zip(*wanted))]
         sketch, read_again = self.address(N)

@@ -3,9 +3,10 @@
  *
  * A sketch holds the byte c of a column as floor((c + dither) / 17), four bits, where the dither is one of 0 .. 16 for each
  * column. So c is 17 times that, less the dither, plus 8, plus a rest from -8 to 8. Dithers are random and independent,
- * so for any matrix and any activations so are the rests, each of the 17 equally likely: their sum over columns, weighted
- * by s (the scale of the matrix) times x (the activation), is sub-Gaussian with the variance 24 * sum (s x)^2, and beyond
- * ten standard deviations with a probability below 2 exp(-50) = 4e-22. No token is left out that lies within those.
+ * so for any matrix and any activations (but those that somebody made from these very dithers, which are always the same)
+ * so are the rests, each of the 17 equally likely: their sum over columns, weighted by s (the scale of the matrix) times x
+ * (the activation), is sub-Gaussian with the variance 24 * sum (s x)^2, and beyond ten standard deviations with a
+ * probability below 2 exp(-50) = 4e-22. No token is left out that lies within those.
  */
 enum { MOST_RANKED = 64, TRIED = 3, MOST_TRIED = MOST_RANKED * TRIED };
 enum { SKETCH_STEP = 17, ROWS_TOGETHER = 4 };
@@ -13,6 +14,8 @@ enum { SKETCH_STEP = 17, ROWS_TOGETHER = 4 };
 #define PER_ROUNDING 1e-4f  /* times (G + 4) sqrt(G): what float sums over G groups, here and of the product, can be off by */
 #define ROUNDED 3e-7f       /* logits that are apart by so little can be equal once divided by a temperature */
 #define LEAST_ENERGY 1e-20f /* of a group, beside that of the largest activations: their product with scales must not vanish */
+#define LEAST_UNIT 1e-20f   /* the largest activation scale, between which and the next line nothing that counts vanishes */
+#define MOST_UNIT 1e20f     /* or overflows, whatever float16 the weights' scales are; with any other, all is read */
 
 /* A first look at some rows of activations: what sums of codes lack, and what is not known of them. */
 typedef struct {
@@ -62,7 +65,8 @@ static void prepare_row(const Look *l, int64_t n, const uint8_t *dither) {
         l->offsets[n * G + g] = scales[g] * (float)lacking;
         l->energies[n * G + g] = energy < LEAST_ENERGY ? LEAST_ENERGY : energy;
     }
-    l->margins[n] = unit * (DEVIATIONS + PER_ROUNDING * (float)(G + 4) * sqrtf((float)G));
+    float margin = unit * (DEVIATIONS + PER_ROUNDING * (float)(G + 4) * sqrtf((float)G));
+    l->margins[n] = unit >= LEAST_UNIT && unit <= MOST_UNIT ? margin : NAN; /* a bound that is none leaves nobody out */
 }
 
 /* What the logits of a tile's rows cannot exceed, for T <= ROWS_TOGETHER rows of activations from n on. */
