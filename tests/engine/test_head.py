@@ -89,13 +89,18 @@ def test_drafts_look_at_the_sketch_as_well() -> None:
     def watched(*given: Any) -> list[list[int]] | None:
         known.forget()
         found = propose(*given)
-        read.append((known.looked_at // known.codes.shape[0], known._read_again.value))
+        read.append((known.looked_at // known.codes.shape[0], len(given[3]), known._read_again.value))
         return found
 
     of.runner.propose = watched  # type: ignore[method-assign]
-    answers(of, SamplingParams(max_tokens=16, ignore_eos=True, temperature=0.0))
-    assert {choices for choices, _ in read} >= {1, 3}  # the last ones of an answer are fewer
-    assert all(tiles >= 2 * choices for choices, tiles in read)  # one to know what to reach, and that one to stand
+    greedy = SamplingParams(max_tokens=16, ignore_eos=True, temperature=0.0)
+    for count in (1, 2):
+        answers(of, *[greedy] * count)
+    # The last ones of an answer are fewer.
+    assert {(looks, rows) for looks, rows, _ in read} >= {(1, 1), (3, 1), (3, 2)}
+    assert max(looks for looks, *_ in read) == 3
+    # For each row one to know what to reach, and that one to stand.
+    assert all(tiles >= 2 * looks * rows for looks, rows, tiles in read)
 
 
 def test_different_choices_go_together_and_too_many_read_all() -> None:

@@ -102,7 +102,7 @@ def test_of_a_head_that_is_sure_little_is_read_again() -> None:
     assert whole(x, known).argmax(1).tolist() == [5, 777, 16383]
     got = known.logits(x, [Wanted(1)] * 3)
     assert kept(got).sum(1).tolist() == [16, 16, 16]  # a tile for each
-    assert known.share_read_again == 6 / (3 * 1024)  # to know what has to be reached, and to read it
+    assert known.share_read_again == 6 / 1024  # of each row one to know what has to be reached, and that one to stand
     known.forget()
     assert known.share_read_again == 0
 

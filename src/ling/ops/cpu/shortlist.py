@@ -78,15 +78,15 @@ class Shortlist:
 
     @property
     def share_read_again(self) -> float:
-        """Of tiles times rows, since `forget`."""
+        """Of tiles looked at since `forget`; one that several rows read counts for each, so it may exceed 1."""
         return self._read_again.value / max(1, self.looked_at)
 
     def forget(self) -> None:
         self.looked_at = self._read_again.value = 0
 
-    def address(self, rows: int) -> tuple[int, int]:
-        """Return where the sketch is described and tiles are counted, for a call that looks at so many rows."""
-        self.looked_at += rows * self.codes.shape[0]
+    def address(self, looks: int = 1) -> tuple[int, int]:
+        """Return where the sketch is described and tiles are counted, for a call that goes so often through it."""
+        self.looked_at += looks * self.codes.shape[0]
         return ctypes.addressof(self._sketch), ctypes.addressof(self._read_again)
 
     def logits(self, x: Tensor, wanted: Sequence[Wanted]) -> Tensor:
@@ -102,7 +102,7 @@ class Shortlist:
         assert all(1 <= own.rank <= MOST_RANKED or own.rank == 0 < own.temperature for own in wanted), wanted
         x, y = x.contiguous(), torch.empty(N, V)
         columns = [array(code, values) for code, values in zip("qfQ", zip(*wanted))]
-        sketch, read_again = self.address(N)
+        sketch, read_again = self.address()
         asked = CWanted(*(values.buffer_info()[0] for values in columns), read_again)
         known = (ctypes.byref(self._matrix), sketch, ctypes.byref(asked))
         lib.check(lib.opened().shortlist(x.data_ptr(), y.data_ptr(), N, torch.get_num_threads(), *known))

@@ -113,7 +113,7 @@ class Stack:
         count = len(temperatures)
         most = len(keys) // count
         hidden, chosen = hidden.contiguous(), array("q", bytes(8 * count * most))
-        sketch, read_again = head.address(count * most) if isinstance(head, Shortlist) else (0, 0)
+        sketch, read_again = head.address(most) if isinstance(head, Shortlist) else (0, 0)
         weight = head.weight if isinstance(head, Shortlist) else head
         matrix = lib.CMatrix(*lib.fields(weight, weight.shape[0]))
         drafts = CDrafts(
