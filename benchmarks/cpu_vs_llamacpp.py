@@ -17,9 +17,9 @@ Ours is int8 beside Q8_0, and int4 with the head in int8 beside Q4_0, whose head
 
 The side that begins changes with every round where all are resident; whoever waits is stopped. Read bandwidth is
 measured around every burst, with as many threads, and a step's GB/s are its weights and its cache: each expert that is
-read, once; the embedding's rows not at all. Both sides read the whole head, unless --shortlist lets ours choose as it
-does when it serves. Results are saved after every round: run the parts that are missing with --parts, and they are put
-beside those of the last run with the same settings.
+read, once; the embedding's rows not at all. All read the whole head, unless --shortlist lets ours choose as it does
+when it serves; then ours with the whole head meets them too. Results are saved after every round: run the parts that
+are missing with --parts, and they are put beside those of the last run with the same settings.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import signal
 import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,8 @@ def stages_of(bits: int, scratch: Path, given: Any) -> list[Stage]:
     ours = contender_of("ling", "ling_mini", given.layers, bits, scratch, given)
     if set(given.parts) & {*BESIDE}:
         contenders = {"ling": ours}
+        if given.shortlist:
+            contenders["ling, whole head"] = replace(ours, options=ours.options | {"shortlist": False})
         if not given.ours_alone:
             contenders["llama.cpp"] = contender_of("llama.cpp", "ling_mini", given.layers, bits, scratch, given)
         if "best" in given.parts and bits == 4:

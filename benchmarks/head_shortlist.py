@@ -1,7 +1,7 @@
 """Choices that read half of the head first, beside choices that read all of it: the same bits of the same tokens.
 
     python -m benchmarks.run head_shortlist
-    python -m benchmarks.head_shortlist --model DIR     steps of a whole model too: one of benchmarks/random_mini.py
+    python -m benchmarks.head_shortlist --models DIR ...    steps of whole models too, of benchmarks/random_mini.py
 
     head   Ling-mini's head of random weights by itself, for a few rows, by what they choose by
     steps  the engine's own, answers at once, four with the whole head and four without in turns
@@ -54,13 +54,13 @@ DIALOGUES, MAX_TOKENS = 24, 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a prepared checkpoint, for `steps`")
+    parser.add_argument("--models", type=Path, nargs="*", default=[], help="prepared checkpoints, for `steps`")
     given = parser.parse_args()
     numbers: dict[str, Any] = {"threads": torch.get_num_threads()}
     with torch.inference_mode():
         numbers["head"] = head()
-    if given.model is not None:
-        numbers["steps"] = steps(given.model)
+    for directory in given.models:
+        numbers[f"steps, {directory.name}"] = steps(directory)
     numbers["text"] = text()
     print(json.dumps(numbers, indent=2))
     print(describe_machine())

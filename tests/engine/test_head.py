@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ling.checkpoint import load_model
+from ling.cli.bench.traffic import step_bytes
 from ling.config.engine import EngineConfig
 from ling.engine.build import build, describe
 from ling.engine.bundled import bundled_directory
@@ -221,6 +222,16 @@ def test_without_memory_for_a_sketch_all_is_read(
     assert caplog.messages == [
         "choices read the whole head: there is no memory for its sketch (Cannot allocate memory)"
     ]
+
+
+def test_bytes_of_a_step_are_fewer_by_what_is_not_read() -> None:
+    ours, theirs = engine(drafting="none"), engine(drafting="none", shortlist=False)
+    spared = theirs.model.head().codes.nbytes / 2  # type: ignore[union-attr]
+    whole = step_bytes(theirs, 1, 0).weights
+    assert whole - step_bytes(ours, 1, 0).weights == pytest.approx(spared, rel=0.01)
+    assert step_bytes(ours, 5, 0) == step_bytes(theirs, 5, 0)
+    answers(ours, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
+    assert whole - spared < step_bytes(ours, 1, 0).weights < whole  # some of it was read again
 
 
 def test_only_a_large_head_of_int8_has_a_sketch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,12 @@ class HeadShortlist:
         """What the sketch takes; 0: there is none."""
         return 0 if self._known is None else self._known.nbytes
 
+    def bytes_spared(self, rows: int) -> float:
+        """Return what choices of so many rows leave unread of the head, by what was read again so far."""
+        if self._known is None or rows > _most_rows():
+            return 0.0
+        return max(0.0, self._known.nbytes - self._known.share_read_again * self._known.weight.nbytes)
+
     def logits(self, hidden: Tensor, rows: SequenceOf[Row]) -> Tensor | None:
         """Return (N, V) as `Shortlist.logits` for what these rows choose by; None where all is better read whole."""
         if len(rows) > _most_rows() or hidden.dtype != torch.float32:

@@ -37,7 +37,7 @@ class StepBytes:
 
 
 def step_bytes(engine: "Engine", rows: int, context: float) -> StepBytes:
-    """Return what a step without drafts reads.
+    """Return what a step without drafts reads, where answers are greedy.
 
     rows     answers, one token each
     context  tokens that each attends to
@@ -45,6 +45,8 @@ def step_bytes(engine: "Engine", rows: int, context: float) -> StepBytes:
     model = engine.model.config
     stored = engine.sizes.bytes_per_block / engine.config.block_size / model.num_stored_layers
     weights, experts = weight_bytes(engine.model, rows)
+    if engine.runner.head is not None:
+        weights -= engine.runner.head.bytes_spared(rows)
     return StepBytes(weights, rows * context * stored * model.num_hidden_layers, experts)
 
 
