@@ -25,8 +25,8 @@ MOST_ROWS = {"avx512": 4, "avx2": 3, "plain": 0}
 _JUDGED, _PAUSE = 32, 512
 """Choices after which what they have read is looked at, and choices that read the whole head behind too much of it."""
 _MOST_READ_AGAIN = 0.2
-"""Of the head, each row's reading counted: half of it and that much take as long as all of it, for it is read here and
-there, row by row. On two cores of a Zen 4, as long as all of it were 0.34, 0.28, 0.25 and 0.16 with 1 to 4 rows."""
+"""Of the head: half of it and that much take about as long as all of it, for it is read here and there. On two cores of
+a Zen 4 as long as all of it were 0.34, 0.28, 0.25 and 0.16 with 1 to 4 rows."""
 
 
 class HeadShortlist:

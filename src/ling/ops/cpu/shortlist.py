@@ -78,7 +78,7 @@ class Shortlist:
 
     @property
     def share_read_again(self) -> float:
-        """Of tiles looked at since `forget`; one that several rows read counts for each, so it may exceed 1."""
+        """Of tiles looked at since `forget`; with those that told what has to be reached, so it may exceed 1."""
         return self._read_again.value / max(1, self.looked_at)
 
     def forget(self) -> None:

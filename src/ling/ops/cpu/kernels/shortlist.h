@@ -117,6 +117,10 @@ static void bound_tiles(const Look *l, int64_t from, int64_t end, int64_t N, flo
 static void largest_places(const float *x, int64_t n, int64_t count, int64_t *places) {
     int64_t held = 0, least = 0;
     for (int64_t i = 0; i < n; i++) {
+        if (held == count && i % 16 == 0 && i + 16 <= n && !(v_largest(v_load(x + i)) > x[places[least]])) {
+            i += 15; /* none of sixteen */
+            continue;
+        }
         if (held < count)
             places[held++] = i;
         else if (x[i] > x[places[least]])
@@ -185,6 +189,25 @@ static int may_reach(const Goal *goal, const float *bounds, int64_t first, int64
     return any;
 }
 
+/* A tile of r->y: the product for those rows that may reach their goals, -inf for the others. Return how often it is read. */
+static int settle_tile(const Rows *r, const Matrix *m, int64_t tile, const Input *in, const Goal *goals) {
+    int64_t rows[TOKENS], first = tile * TILE, count = smaller(TILE, m->rows - first);
+    float out[TOKENS][TILE];
+    int T = 0, read = 0;
+    for (int64_t n = 0; n < r->N; n++) {
+        float *own = r->y + n * m->rows + first;
+        if (may_reach(goals + n, own, first, count))
+            rows[T++] = n;
+        else
+            v_store_up_to(own, v_set(-INFINITY), count);
+        if (!T || (T < TOKENS && n + 1 < r->N)) continue;
+        times(m, tile, in, rows, T, out);
+        for (int t = 0; t < T; t++) v_store_up_to(r->y + rows[t] * m->rows + first, v_load(out[t]), count);
+        T = 0, read++;
+    }
+    return read;
+}
+
 /* r->y are logits (N, rows of m), those of tiles where nobody may reach a row's goal -inf. m is int8. */
 static int shortlist(const Rows *r, const Matrix *m, const Sketch *s, const Wanted *w) {
     int64_t N = r->N, G = groups_of(m->columns), tiles = tiles_of(m->rows), read_again = 0, next = 0, then = 0;
@@ -212,17 +235,7 @@ static int shortlist(const Rows *r, const Matrix *m, const Sketch *s, const Want
             set_goal(goals + n, m, &l.in, n, r->y + n * m->rows, &read_again);
         }
         for (int64_t end = 0, from; (from = claim(&then, tiles, tiles, again_size, threads, &end)) < tiles;)
-            for (int64_t tile = from; tile < end; tile++)
-                for (int64_t n = 0; n < N; n++) {
-                    float *own = r->y + n * m->rows + tile * TILE, out[1][TILE];
-                    int64_t count = smaller(TILE, m->rows - tile * TILE);
-                    if (may_reach(goals + n, own, tile * TILE, count)) {
-                        times(m, tile, &l.in, &n, 1, out);
-                        v_store_up_to(own, v_load(out[0]), count);
-                        read_again++;
-                    } else
-                        v_store_up_to(own, v_set(-INFINITY), count);
-                }
+            for (int64_t tile = from; tile < end; tile++) read_again += settle_tile(r, m, tile, &l.in, goals);
     }
     *w->read_again += read_again;
     return 0;
