@@ -33,11 +33,20 @@ def choose(runner: Runner, sequences: SequenceOf[Sequence], hidden: SequenceOf[T
     # A prompt is asked for its last row only; a verification for every row.
     counts = [1 + len(s.drafts) for s in sequences]
     asked = [h if h.shape[0] == n else h[-n:] for h, n in zip(hidden, counts)]
-    only_chosen = all(s.matcher is None and s.params.logprobs is None for s in sequences)
-    rows = [row for s in sequences for row in _rows(s)] if only_chosen else None
+    rows = _rows_that_choose(sequences)
     logits = runner.logits(torch.cat(asked) if len(asked) > 1 else asked[0], rows)
     by_sequence = logits.split(counts)
     return list(zip(by_sequence, _sample_all(sequences, logits, by_sequence, rows)))
+
+
+def _rows_that_choose(sequences: SequenceOf[Sequence]) -> list[Row] | None:
+    """Return the rows of all, if choices are all that their logits are for; None as well where one has none to give."""
+    if any(s.matcher is not None or s.params.logprobs is not None for s in sequences):
+        return None
+    try:
+        return [row for s in sequences for row in _rows(s)]
+    except Exception:  # asked again when logits are there, and then its error is its own
+        return None
 
 
 def _sample_all(
