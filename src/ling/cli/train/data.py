@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 
 from ling.checkpoint.pieces import TOKENIZER_DIRECTORY, PieceSource
 from ling.cli.demo.prepare import Prepared, prepare
@@ -71,7 +72,7 @@ class BuiltIn:
         return self._prepared.read_batches(step, rank, ranks)
 
     def measure(self, model: CausalLM) -> dict[str, float]:
-        score, window = LLM(model, self.tokenizer).negative_log_likelihoods, self._recipe.data.max_document_tokens
+        score, window = engine_of(model, self.tokenizer).negative_log_likelihoods, self._recipe.data.max_document_tokens
         bits = bits_per_byte(score, self.tokenizer, self._heldout, window=window, stride=window // 2)
         return {"evaluation/bits_per_byte": bits.value, **task_percents(model, self.tokenizer, self._recipe)}
 
@@ -163,11 +164,20 @@ def heldout_loss(model: CausalLM, batches: Sequence[TrainBatch]) -> float:
     return float(add_losses(parts).main)
 
 
+def engine_of(model: CausalLM, tokenizer: Tokenizer) -> LLM:
+    """Return an engine over a model in training, which takes the same steps on every rank.
+
+    How much is drafted follows a rank's own clock, and layers in shards wait for all: several ranks draft nothing.
+    """
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    return LLM(model, tokenizer, drafting="none" if several else "auto")
+
+
 def task_percents(model: CausalLM, tokenizer: Tokenizer, recipe: Recipe) -> dict[str, float]:
     """Return the share of right answers to held-out prompts of the generated tasks; {} if none are asked for."""
     if not recipe.run.evaluate_prompts:
         return {}
-    llm = LLM(model, tokenizer)
+    llm = engine_of(model, tokenizer)
 
     def answer(dialogues: Sequence[Dialogue]) -> list[str]:
         params = SamplingParams(temperature=0, max_tokens=_ANSWER_TOKENS)
