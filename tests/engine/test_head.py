@@ -232,6 +232,9 @@ def test_bytes_of_a_step_are_fewer_by_what_is_not_read() -> None:
     assert step_bytes(ours, 5, 0) == step_bytes(theirs, 5, 0)
     answers(ours, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True))
     assert whole - spared < step_bytes(ours, 1, 0).weights < whole  # some of it was read again
+    assert ours.runner.head is not None
+    ours.runner.head._pause = 1
+    assert step_bytes(ours, 1, 0).weights == whole
 
 
 def test_only_a_large_head_of_int8_has_a_sketch(monkeypatch: pytest.MonkeyPatch) -> None:

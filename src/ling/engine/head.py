@@ -50,7 +50,7 @@ class HeadShortlist:
 
     def bytes_spared(self, rows: int) -> float:
         """Return what choices of so many rows leave unread of the head, by what was read again so far."""
-        if self._known is None or rows > _most_rows():
+        if self._known is None or self._pause or rows > _most_rows():
             return 0.0
         return max(0.0, self._known.nbytes - self._known.share_read_again * self._known.weight.nbytes)
 
